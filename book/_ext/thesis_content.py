@@ -8,7 +8,6 @@ its constants twice on a page. The book is read offline, so it is taken out.
 
 import re
 from html import escape
-from itertools import groupby
 from pathlib import Path, PurePosixPath
 
 from docutils import nodes
@@ -138,74 +137,30 @@ def keep_units(app: Sphinx, doctree, page) -> None:
             pasted = "pasted-text" in classes or "claim" in classes
 
 
-# So large is a point on the screen: the figures' 6.5 inches fill the column.
-PIXELS_PER_POINT = 1.44
-LEGIBLE_PX = 9  # the smallest letter, on any screen
-NARROW_SCREEN = "screen and (max-width: 640px)"  # as in thesis.css
-LETTERS = 800  # points of the size of a letter to 1 of its scale in the drawing
+# A point on the screen: the figures' 6.5 inches fill the column. On a narrow one a
+# figure scrolls rather than draws its smallest letters, 7 points, below 9 pixels.
+PIXELS_PER_POINT, LEAST_PIXELS_PER_POINT = 1.44, 9 / 7
 
 
-def pieces(svg: str, image: str, alt: str) -> str:
-    """The pieces of a drawing (`figures.export.pieces`) for a narrow screen, as HTML.
+def figure_box(svg: str, files: str, alt: str) -> str:
+    """Return the HTML of a figure in both themes, in a box that scrolls.
 
-    Each box shows its part of the one `image`, which `thesis.css` moves and cuts; the
-    first says what there is to see. Nothing for a drawing that is one piece.
+    `files` is the address of its files without their ends. Browsers do not fetch the
+    image of the other theme: it is not displayed, and lazy.
     """
-    found = re.search('data-panels="([^"]+)"', svg)
-    if found is None:
-        return ""
-    cut = [
-        [[float(side) for side in box.split()] for box in piece.split(",")]
-        for piece in found[1].split(";")
-    ]
-    made, widest = "", max(sum(box[2] for box in piece) for piece in cut)
-    for _, row in groupby(cut, lambda piece: piece[-1][1]):  # the legend, the panels
-        made += "<span>"
-        for piece in row:
-            made += "<span>"
-            for x, y, width, height in piece:
-                place = f"--x:{x:g};--y:{y:g};--w:{width:g};--h:{height:g}"
-                made += f'<span style="{place}">{image.format(alt=alt)}</span>'
-                alt = ""
-            made += "</span>"
-        made += "</span>"
-    return f'<span class="pieces" style="--widest:{widest:g}">{made}</span>'
-
-
-def sizes(svg: str) -> tuple[str, str]:
-    """Of a drawing, its size in pixels as attributes, and what `thesis.css` knows."""
     points = re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)[0]
-    size = " ".join(
-        f'{side}="{PIXELS_PER_POINT * float(each):.0f}"'
-        for side, each in zip(("width", "height"), points, strict=True)
+    width, height = (f"{PIXELS_PER_POINT * float(each):.0f}" for each in points)
+    least = f"{LEAST_PIXELS_PER_POINT * float(points[0]):.0f}px"
+    pair = "".join(
+        f'<a class="only-{theme}" href="{files}{end}.svg"><img class="only-{theme}" '
+        f'src="{files}{end}.svg" alt="{alt}" width="{width}" height="{height}" '
+        f'style="min-width:{least}" loading="lazy"></a>'
+        for theme, end in (("light", ""), ("dark", "-dark"))
     )
-    smallest = LETTERS * min(map(float, re.findall(r"scale\(([\d.]+) -", svg)))
-    return size, f"--whole:{points[0]};--least:{LEGIBLE_PX / smallest:.3f}"
+    return f'<div class="figure-box">{pair}</div>'
 
 
-def figure_box(svg: str, files: str, alt: str, narrow: str = "") -> str:
-    """A figure in both themes as HTML: whole, and otherwise on a narrow screen.
-
-    There it is in pieces, or the drawing `narrow` if it has one. `files` is the address
-    of its files without their ends. The picture of the other theme is never asked for:
-    it is not displayed, and lazy.
-    """
-    pair, (size, known) = "", sizes(svg)
-    for theme, end in (("light", ""), ("dark", "-dark")):
-        source = f'class="only-{theme}" src="{files}{end}.svg"'
-        image = f'<img {source} alt="{{alt}}" {size} loading="lazy">'
-        shown = f"{image.format(alt=alt)}{pieces(svg, image, alt)}"
-        if narrow:
-            its_size, its_known = sizes(narrow)
-            shown = (
-                f'<picture style="{its_known}"><source media="{NARROW_SCREEN}" '
-                f'srcset="{files}-narrow{end}.svg" {its_size}>{shown}</picture>'
-            )
-        pair += f'<a class="only-{theme}" href="{files}{end}.svg">{shown}</a>'
-    return f'<div class="figure-box" style="{known}">{pair}</div>'
-
-
-OFFERED = {"svg": "SVG", "png": "PNG", "csv": "data (CSV)", "py": "Python"}
+OFFERED = {"svg": "SVG", "png": "PNG", "csv": "data (CSV)"}
 
 
 def show_figures(app: Sphinx, doctree, page) -> None:
@@ -221,14 +176,11 @@ def show_figures(app: Sphinx, doctree, page) -> None:
             continue
         svg = (folder / f"{name}.svg").read_text()
         alt = escape(next(figure.findall(nodes.image))["alt"])
-        narrow = folder / f"{name}-narrow.svg"
-        other = narrow.read_text() if narrow.is_file() else ""
-        box = figure_box(svg, address + name, alt, other)
+        box = figure_box(svg, address + name, alt)
         figure[0].replace_self(nodes.raw("", box, format="html"))
         files = ", ".join(
             f'<a href="{address}{name}.{end}" download>{says}</a>'
             for end, says in OFFERED.items()
-            if (folder / f"{name}.{end}").is_file()  # code draws what a cell drew
         )
         offer = f'Use this figure: {files}, <a href="#{name}">link</a>'
         offer = nodes.raw("", f'<p class="figure-files">{offer}</p>', format="html")

@@ -20,7 +20,6 @@ from rings import planned
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from thesis_book import figures
-from thesis_book.figures import export
 from thesis_book.tables import ring_schedule, worked_example
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.common.units import GiB, MiB
@@ -64,7 +63,7 @@ def theme():
 @pytest.mark.parametrize(("ring", "extra"), [(1, 0), (2, 0), (3, 0), (3, 1)])
 def test_the_ring_is_drawn_as_it_was_scheduled(ring, extra):
     made = visits(ring, extra)
-    (ax,) = figures.ring_picture(made, until_s=made[-1].ends_s + 1).axes
+    (ax,) = figures.ring_picture(made, until_s=made[-1].ends_s + 1).figure.axes
     drawn = [
         (left, width, round(y + height / 2), colour)
         for left, y, width, height, colour in bars(ax)
@@ -91,7 +90,7 @@ def test_the_ring_is_drawn_as_it_was_scheduled(ring, extra):
 def test_the_picture_of_the_ring_ends_where_it_is_told_to():
     made = visits(2)
     end_s = made[5].ends_s
-    (ax,) = figures.ring_picture(made, until_s=end_s).axes
+    (ax,) = figures.ring_picture(made, until_s=end_s).figure.axes
     assert ax.get_xlim() == (0, end_s)
     assert all(bar[0] < end_s for bar in bars(ax))
 
@@ -107,7 +106,7 @@ def test_a_timeline_has_a_row_for_each_kind_and_counts_from_its_first_span():
             ("wait", 1, 10.2, 10.4),
         )
     ]
-    (ax,) = figures.token_timeline(spans).axes
+    (ax,) = figures.token_timeline(spans).figure.axes
     assert texts(ax.get_yticklabels()) == ["read", "compute", "wait"]
     assert sorted(bar[0] for bar in bars(ax)) == pytest.approx([0, 100, 200, 400])
     assert no_two_overlap(bar.get_bbox().padded(-1e-6) for bar in ax.patches)
@@ -120,7 +119,7 @@ def test_systems_stand_at_their_memory_and_time_beside_the_budget():
         columns=["peak_bytes", "s_per_token", "low_s", "high_s"],
     )
     runs["peak_bytes"] *= GiB
-    (ax,) = figures.memory_against_time(runs, 2 * GiB).axes
+    (ax,) = figures.memory_against_time(runs, 2 * GiB).figure.axes
     points = [tuple(c.lines[0].get_xydata()[0]) for c in ax.containers]
     assert points == [(1.5, 2.0), (1.9, 4.0), (1.8, 8.0)]
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
@@ -141,7 +140,8 @@ def test_systems_stand_at_their_memory_and_time_beside_the_budget():
 def test_the_roofline_is_the_larger_of_its_two_lines(at, found, crossovers):
     tokens, seconds = [1, 16, 256], {"streamed": [0.46, 2.1, 5.0]}
     predicted = (at, 0.9 * at, 1.2 * at)
-    figure = figures.roofline_stream(tokens, seconds, 2.0, 0.4, 0.02, predicted, found)
+    given = tokens, seconds, 2.0, 0.4, 0.02, predicted, found
+    figure, _ = figures.roofline_stream(*given)
     lines = named(*figure.axes)
     span, predicted_s = lines["predicted"].get_data()
     np.testing.assert_allclose(predicted_s, np.maximum(2.0, 0.4 + 0.02 * span))
@@ -159,7 +159,7 @@ def test_no_line_of_the_roofline_strikes_out_a_name(io_s):
     weights_s, token_s = 0.0434, 0.00061  # of a run whose two lines were close
     seconds = {"streamed": [0.064, 0.069, 0.137]}
     predicted = ((io_s - weights_s) / token_s, 17.9, 19.4)
-    figure = figures.roofline_stream(
+    figure, _ = figures.roofline_stream(
         [1, 32, 128], seconds, io_s, weights_s, token_s, predicted, 16.7
     )
 
@@ -181,19 +181,14 @@ def test_no_line_of_the_roofline_strikes_out_a_name(io_s):
             if Line(place).intersects_bbox(name, filled=False)
         ]  # fmt: skip
 
-    with export._as_in_its_file(figure):
-        (panel,) = figure.axes
-        figure.draw_without_rendering()
-        assert not struck(panel)
-        with export._narrowed(figure):
-            figure.draw_without_rendering()
-            assert not struck(panel)
+    figure.draw_without_rendering()
+    assert not struck(*figure.axes)
 
 
 @pytest.mark.parametrize("systems", [["streamed"], ["streamed", "mmap"]])
 def test_memory_over_time_has_a_panel_a_system_and_two_lines_in_each(systems):
     samples = np.array([[0.0, GiB, GiB / 2], [1.0, 2 * GiB, GiB]])
-    figure = figures.memory_over_time(dict.fromkeys(systems, samples), 2 * GiB)
+    figure, _ = figures.memory_over_time(dict.fromkeys(systems, samples), 2 * GiB)
     assert [ax.get_title() for ax in figure.axes] == systems
     for ax in figure.axes:
         held, private, limit = (list(line.get_ydata()) for line in ax.lines)
@@ -213,7 +208,7 @@ def test_ways_to_propose_stand_beside_plain_decoding():
             "times_high",
         ],
     )
-    left, right = figures.speculation(table).axes
+    left, right = figures.speculation(table).figure.axes
     assert texts(left.get_yticklabels()) == list(table.index)
     for drawn, value in ((left, "tokens_per_pass"), (right, "times_faster")):
         plain, *_ = (line for line in drawn.lines if line.get_linestyle() == "--")
@@ -238,7 +233,7 @@ def test_predictions_stand_at_their_place_in_the_look_of_their_kind(
         table = pd.DataFrame(
             {known: [4.0, 10.0], "predicted_s": [4.0, 3.0], kind: [name] * 2}
         )
-        (ax,) = draw(table).axes
+        (ax,) = draw(table).figure.axes
         line = named(ax)[f"{label} {name}"]
         assert line.get_xydata().tolist() == [[4.0, 4.0], [10.0, 3.0]]
         assert (line.get_color(), line.get_marker()) == (colour, marker)
@@ -253,7 +248,7 @@ def test_parts_of_a_plan_can_be_read_however_large_the_model(
     model, limit, panels, unit, scale
 ):
     parts = {"embedding": limit // 4, "ring": limit // 2}
-    *whole, plan = figures.memory_parts(parts, model, limit).axes
+    *whole, plan = figures.memory_parts(parts, model, limit).figure.axes
     assert len(whole) + 1 == panels
     assert unit in plan.get_xlabel()
     widest = max(bar[0] + bar[2] for bar in bars(plan)[-2:])
@@ -265,11 +260,11 @@ def test_parts_of_a_plan_can_be_read_however_large_the_model(
 def test_a_bill_ends_where_the_machine_does_and_crossings_are_marked():
     tokens = np.array([1e6, 2e6, 4e6])
     bills = {"rent": [1.0, 2.0, 4.0], "bought": [1.5, 1.6, np.inf]}
-    (ax,) = figures.monthly_bills(tokens, bills, [(1.5e6, 1.5)]).axes
+    (ax,) = figures.monthly_bills(tokens, bills, [(1.5e6, 1.5)]).figure.axes
     assert list(named(ax)["bought"].get_ydata()) == [1.5, 1.6, np.inf]
     marked = {line.get_marker(): line.get_xydata().tolist() for line in ax.lines}
     assert (marked["|"], marked["o"]) == ([[2e6, 1.6]], [[1.5e6, 1.5]])
-    (none,) = figures.monthly_bills(tokens, {"slow": [np.inf] * 3}, []).axes
+    (none,) = figures.monthly_bills(tokens, {"slow": [np.inf] * 3}, []).figure.axes
     assert not [line for line in none.lines if line.get_marker() == "|"]
 
 
@@ -283,7 +278,8 @@ def test_a_tornado_has_its_largest_bar_on_top_with_the_inputs_at_its_ends():
             ("u", 0.1, 1, 90, 9), ("p", 1, 2, 10, 20), ("z", 1, 1, 15, 15)
         )
     ]  # fmt: skip
-    (ax,) = figures.tornado(drawn, 15.0, {"u": "use", "p": "price", "z": "none"}).axes
+    labels = {"u": "use", "p": "price", "z": "none"}
+    (ax,) = figures.tornado(drawn, 15.0, labels).figure.axes
     assert texts(ax.get_yticklabels()) == ["use", "price"]
     assert [(bar[0], bar[2]) for bar in bars(ax)] == [(9, 81), (10, 10)]
     assert ax.yaxis_inverted()
@@ -297,7 +293,8 @@ def test_a_tornado_has_its_largest_bar_on_top_with_the_inputs_at_its_ends():
 def test_where_perplexities_differ_by_thousands_no_tick_stands_between_decades(
     most, ticks
 ):
-    (ax,) = figures.perplexity_by_ratio([0.9, 0.8], {"plain": [30.0, most]}, 25.0).axes
+    curves = {"plain": [30.0, most]}
+    (ax,) = figures.perplexity_by_ratio([0.9, 0.8], curves, 25.0).figure.axes
     low, high = ax.get_ylim()
     shown = {tick for tick in ax.get_yticks() if low <= tick <= high}
     assert shown >= set(ticks)
@@ -314,7 +311,7 @@ def test_methods_are_lines_over_bits_and_the_dense_model_a_level():
         ],
         columns=["method", "bits", "perplexity", "low", "high"],
     )
-    (ax,) = figures.bits_and_perplexity(table).axes
+    (ax,) = figures.bits_and_perplexity(table).figure.axes
     assert set(texts(ax.get_legend().get_texts())) == {"bfloat16", "GPTQ"}
     (line,) = [line for line in ax.get_lines() if line.get_marker() == "o"]
     assert line.get_xdata().tolist() == [3.25, 4.25]
@@ -332,7 +329,7 @@ def test_losses_have_a_panel_a_text_and_ticks_in_times():
         ],
         columns=["text", "ratio", "step", "times", "low", "high"],
     )
-    drawn = figures.losses_by_ratio(table).axes
+    drawn = figures.losses_by_ratio(table).figure.axes
     assert [ax.get_title() for ax in drawn] == list(dict.fromkeys(table.text))
     ticks = dict(zip(drawn[0].get_yticks(), drawn[0].get_yticklabels(), strict=True))
     assert ticks[10_000].get_text() == "10,000"
@@ -365,7 +362,7 @@ def ways(timed):
 def test_ways_stand_at_their_cost_and_loss_and_losers_are_hollow(timed):
     sizes = {(200, 1), (50, 1.2), (150, 1.5), (40, 1e5)}, 150
     times = {(90, 1), (30, 1.2), (70, 1.5)}, 70
-    drawn = figures.pareto(ways(timed)).axes
+    drawn = figures.pareto(ways(timed)).figure.axes
     expected = [sizes, sizes, times][: 2 + timed]
     for ax, (places, loser) in zip(drawn, expected, strict=True):
         points = [c.lines[0] for c in ax.containers]
@@ -381,7 +378,7 @@ def test_ways_stand_at_their_cost_and_loss_and_losers_are_hollow(timed):
 
 def test_labels_of_ways_do_not_lie_on_each_other():
     table = ways(False).assign(bytes=[5.0e7, 5.1e7, 5.2e7, 5.05e7] * 2)
-    for ax in figures.pareto(table).axes:
+    for ax in figures.pareto(table).figure.axes:
         assert texts(ax.texts) == ["bfloat16", "3", "0.8", "something new"]
         assert no_two_overlap(text.get_window_extent() for text in ax.texts)
 
@@ -398,7 +395,7 @@ def database(policy):
     """The drawing of the worked batch under a policy, and the run."""
     history = worked_example.run_worked(BATCH, policy)
     booked = worked_example.bookings(BATCH, history.log)
-    return figures.deterministic_database(history, booked), history
+    return figures.deterministic_database(history, booked).figure, history
 
 
 def places(figure):
@@ -465,7 +462,7 @@ def test_matrices_of_a_layer_are_as_large_as_their_bytes_and_say_them(spec):
         / 1e3
         for name, matrix in linears(layer).items()
     }
-    (panel,) = figures.decoder_layer(spec, 5).axes
+    (panel,) = figures.decoder_layer(spec, 5).figure.axes
     drawn = {
         patch.get_label(): patch
         for patch in panel.patches
@@ -496,34 +493,26 @@ def test_matrices_of_a_layer_are_as_large_as_their_bytes_and_say_them(spec):
 
 @pytest.mark.parametrize(
     "draw",
-    [lambda: database("hybrid")[0], lambda: figures.decoder_layer(SMALL, 5)],
+    [lambda: database("hybrid")[0], lambda: figures.decoder_layer(SMALL, 5).figure],
 )
-def test_the_words_of_a_drawing_stay_in_their_boxes_at_every_width(draw):
+def test_words_of_a_drawing_stay_in_their_boxes(draw):
     figure = draw()
-
-    def check():
-        figure.draw_without_rendering()
-        (panel,) = figure.axes
-        boxes = [
-            each.get_window_extent()
-            for each in panel.patches
-            if isinstance(each, Rectangle)
-        ]
-        words = [each.get_window_extent() for each in panel.texts if each.get_text()]
-        assert no_two_overlap(box.padded(-1) for box in words)
-        held = 0
-        for word, box in [*product(words, boxes), *product(words, [panel.bbox])]:
-            middles = (word.min + word.max) / 2, (box.min + box.max) / 2
-            if box is panel.bbox or np.allclose(*middles, atol=1.5):
-                held += box is not panel.bbox
-                assert np.all([word.min >= box.min, word.max <= box.max]), word
-        assert held > 10
-
-    with export._as_in_its_file(figure):
-        check()
-        with export._narrowed(figure):
-            check()
-    assert export.NARROW in export.bundle(figure)
+    figure.draw_without_rendering()
+    (panel,) = figure.axes
+    boxes = [
+        each.get_window_extent()
+        for each in panel.patches
+        if isinstance(each, Rectangle)
+    ]
+    words = [each.get_window_extent() for each in panel.texts if each.get_text()]
+    assert no_two_overlap(box.padded(-1) for box in words)
+    held = 0
+    for word, box in [*product(words, boxes), *product(words, [panel.bbox])]:
+        middles = (word.min + word.max) / 2, (box.min + box.max) / 2
+        if box is panel.bbox or np.allclose(*middles, atol=1.5):
+            held += box is not panel.bbox
+            assert np.all([word.min >= box.min, word.max <= box.max]), word
+    assert held > 10
 
 
 # --- Policies --------------------------------------------------------------------
@@ -532,7 +521,7 @@ def test_commits_stay_within_their_panels(load):
     columns = dict.fromkeys(("throughput_per_s", "goodput_per_s"), 1_000.0 * load)
     runs = pd.DataFrame({"seed": [0, 1], "policy": "bid-price", "load": load})
     runs = runs.assign(sequencer_s=1e-6, **columns)
-    for figure in (
+    for figure, _ in (
         figures.rates_by_scenario({"A": runs}, {"A": 1_000.0}, ["bid-price"]),
         figures.against_sequencing(runs, 1_000.0, ["bid-price"], {}),
     ):
@@ -548,7 +537,7 @@ def test_every_share_that_crosses_has_a_line_of_its_own(partitions):
     loaded = points.to_frame(index=False).assign(policy="fifo", violations=0.1)
     columns = pd.MultiIndex.from_product([shares, ["fifo", "cores"]])
     capacity = pd.DataFrame(120.0, partitions, columns)
-    left, right = figures.weak_scaling(capacity, loaded, ["fifo"]).axes
+    left, right = figures.weak_scaling(capacity, loaded, ["fifo"]).figure.axes
     for panel in (left, right):
         styles = {
             str(line._unscaled_dash_pattern) + line.get_linestyle()
@@ -566,7 +555,8 @@ def test_whiskers_stand_beside_each_other_and_their_lines_at_the_true_load():
     policies, loads = ["fifo", "codel", "bid-price"], [0.5, 1.0, 1.5]
     points = pd.MultiIndex.from_product([policies, loads, [0, 1]])
     runs = points.to_frame(index=False, name=["policy", "load", "seed"])
-    figure = figures.violations_against_load(runs.assign(violations=0.5), policies)
+    runs = runs.assign(violations=0.5)
+    figure, frame = figures.violations_against_load(runs, policies)
     to_points = 72 / figure.dpi
     for panel in figure.axes:
         for line in (bar.lines[0] for bar in panel.containers):
@@ -578,14 +568,13 @@ def test_whiskers_stand_beside_each_other_and_their_lines_at_the_true_load():
         ]
         apart = to_points * np.diff([places[:, 0] for places in ends], axis=0)
         np.testing.assert_allclose(apart, 3.5)
-    told = export.drawn(figure)
-    assert set(told["x"].dropna()) == set(loads)
+    assert set(frame["load"]) == set(loads)
 
 
 def test_an_interval_whose_end_was_rounded_past_its_value_is_drawn():
     percent = {"reduction": 50.0, "low": 40.0, "high": 50 - 1e-13, "goal": 45.0}
     index = pd.MultiIndex.from_tuples([("A", 0.9)], names=["row", "load"])
-    (panel,) = figures.goals(pd.DataFrame(percent, index=index)).axes
+    (panel,) = figures.goals(pd.DataFrame(percent, index=index)).figure.axes
     bar = panel.containers[0].lines[2][0].get_segments()[0]
     np.testing.assert_allclose(bar[:, 1], [50, 60])
 
@@ -612,10 +601,8 @@ def test_a_result_is_a_bar_with_its_interval_and_its_limit():
         ["fewer", "ours", -2.0, -3.0, -1.0, 97.0, "simulated"],
         ["memory", "ours, too", 7.9, nan, nan, 8.6, "measured"],
     ]
-    drawn = figures.headlines(pd.DataFrame(rows, columns=columns))
+    drawn, _ = figures.headlines(pd.DataFrame(rows, columns=columns))
     fewer, memory = drawn.axes
-    found = [ax.get_legend_handles_labels()[1][-2:] for ax in drawn.axes]
-    assert found[0] == ["theirs (published)", "ours (simulated)"]
     left = {round(y + h / 2): (x, x + w, c) for x, y, w, h, c in bars(fewer)}
     white = to_hex("white")
     assert left == {0: (0, 36, white), 1: (0, -2, figures.BLUE)}
@@ -633,7 +620,7 @@ def test_what_is_refused_has_no_latency_and_what_does_not_fit_is_grey():
     batch = worked_example.worked_batch()
     runs = [worked_example.run_worked(batch, name) for name in ("fifo", "bid-price")]
     sizes = {"all": 130e9, "some": 7e9}
-    left, right = figures.two_limits(*runs, sizes, 8e9).axes
+    left, right = figures.two_limits(*runs, sizes, 8e9).figure.axes
     for history, line in zip(runs, left.lines, strict=False):
         at_ms = 1e3 * history.latency_s[~history.dropped]
         assert line.get_xdata() == pytest.approx(at_ms)

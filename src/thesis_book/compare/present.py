@@ -14,7 +14,6 @@ from typing import Any
 
 import pandas as pd
 from markupsafe import Markup
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -32,6 +31,7 @@ from thesis_book.compare.comparison import (
 from thesis_book.execute.claims import REFERENCE, RESOURCES, Claim, percent
 from thesis_book.execute.pages import render_page
 from thesis_book.execute.records import Number, Record
+from thesis_book.figures.export import Drawing
 from thesis_lib.common.errors import InvalidInput, choice
 from thesis_lib.common.stats import RANGE
 from thesis_lib.common.units import format_duration, format_size
@@ -398,7 +398,7 @@ def draw(comparison: Comparison, console: Console) -> None:
 
 
 # --- On one page of HTML -----------------------------------------------------
-def chart(comparison: Comparison, run: str) -> Figure | None:
+def chart(comparison: Comparison, run: str) -> Drawing | None:
     """The times of a run over their reference; None where there is none."""
     rows = []
     for row in comparison.of(run):
@@ -422,7 +422,7 @@ def html_page(comparison: Comparison) -> str:
     """The whole comparison as one file that needs no other and no network."""
     runs = [run_section(comparison, run) for run in comparison.labels]
     drawn = [chart(comparison, run) for run in comparison.labels]
-    charts = [figures.as_svg(figure) if figure else "" for figure in drawn]
+    charts = [figures.as_svg(each.figure) if each else "" for each in drawn]
     return render_page(
         "compare.html",
         title="Runs beside their reference",

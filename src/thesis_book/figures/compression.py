@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 from numpy.typing import ArrayLike
 
 from thesis_book.figures import style
+from thesis_book.figures.export import Drawing, stacked
 
 # Ticks of an axis of times the perplexity.
 TIMES = (1, 1.02, 1.05, 1.1, 1.2, 1.5, 2, 4, 10, 100, 10_000, 1_000_000)
@@ -36,12 +36,15 @@ def _scale_in_times(panel: Axes, least: float, most: float) -> None:
 
 
 # --- Low rank ----------------------------------------------------------------------
-def spectra(curves: Mapping[str, ArrayLike], break_even: float) -> Figure:
+def spectra(curves: Mapping[str, ArrayLike], break_even: float) -> Drawing:
     """Singular values over the largest, per curve (k,), against their rank."""
     figure, panel = style.axes(height_in=3.0)
+    shares = {}
     for name, values in curves.items():
         found = np.asarray(values, float)
-        panel.plot(np.arange(1, len(found) + 1), found / found[0], label=name)
+        shares[name] = pd.DataFrame({"value_over_largest": found / found[0]})
+        shares[name].insert(0, "rank", np.arange(1, len(found) + 1))
+        panel.plot(*shares[name].to_numpy().T, label=name)
     panel.axvline(break_even, color=style.GREY, linestyle="--", linewidth=1)
     style.note(
         panel, "factors cost as\nmuch as the matrix", (break_even, 0.03), (-5, 0),
@@ -49,12 +52,13 @@ def spectra(curves: Mapping[str, ArrayLike], break_even: float) -> Figure:
     )  # fmt: skip
     panel.set(xlabel="rank", ylabel="singular value over the largest", yscale="log")
     style.legend_below(figure)
-    return figure
+    frame = stacked(shares, "curve").assign(break_even_rank=break_even)
+    return Drawing(figure, frame)
 
 
 def perplexity_by_ratio(
     ratios: ArrayLike, curves: Mapping[str, ArrayLike], dense: float
-) -> Figure:
+) -> Drawing:
     """Perplexity of each method (r,) against the share of entries kept (r,)."""
     figure, panel = style.axes(height_in=3.0)
     for (name, values), marker in zip(curves.items(), style.MARKERS, strict=False):
@@ -68,10 +72,12 @@ def perplexity_by_ratio(
     _log_where_wide(panel, [dense, *np.concatenate([*curves.values()])])
     panel.invert_xaxis()
     style.legend_below(figure, ncols=5)
-    return figure
+    frame = pd.DataFrame({"share_kept": ratios, **curves})
+    frame = frame.melt("share_kept", var_name="method", value_name="perplexity")
+    return Drawing(figure, frame.assign(dense_perplexity=dense))
 
 
-def losses_by_ratio(table: pd.DataFrame) -> Figure:
+def losses_by_ratio(table: pd.DataFrame) -> Drawing:
     """Perplexity over that of the dense model against the share kept, a panel a text.
 
     `table` is that of `tables.low_rank_steps.curves`. Steps that lose little and
@@ -97,24 +103,29 @@ def losses_by_ratio(table: pd.DataFrame) -> Figure:
     for panel in figure.axes:
         _scale_in_times(panel, table.low.min() ** 0.8, table.high.max() ** 1.2)
     style.legend_below(figure, ncols=3, fontsize=8)
-    return figure
+    columns = ["text", "step", "ratio", "times", "low", "high"]
+    return Drawing(figure, table.filter(columns))
 
 
 # --- Few bits ----------------------------------------------------------------------
-def quantisation_levels(blocks: ArrayLike, books: Mapping[str, ArrayLike]) -> Figure:
+def quantisation_levels(blocks: ArrayLike, books: Mapping[str, ArrayLike]) -> Drawing:
     """A histogram of weights over their block's largest, above rows of levels."""
     figure, top, bottom = style.axes(rows=2, sharex=True, height_ratios=[2, 1])
     weights = np.asarray(blocks, float).ravel()
-    top.hist(weights, bins=101, range=(-1.01, 1.01), density=True, color=style.GREY)
+    look: dict[str, Any] = {"density": True, "color": style.GREY}
+    density, edges, _ = top.hist(weights, bins=101, range=(-1.01, 1.01), **look)
     top.set(ylabel="density")
     for row, levels in enumerate(books.values()):
         bottom.plot(levels, np.full(np.size(levels), row), "|", markersize=14)
     style.name_rows(bottom, list(books))
     bottom.set(xlabel="weight over the largest of its block")
-    return figure
+    bins = {"weight_low": edges[:-1], "weight_high": edges[1:], "density": density}
+    levels = {name: pd.DataFrame({"level": each}) for name, each in books.items()}
+    frames = {"weights": pd.DataFrame(bins), "levels": stacked(levels, "format")}
+    return Drawing(figure, stacked(frames))
 
 
-def bytes_and_perplexity(table: pd.DataFrame) -> Figure:
+def bytes_and_perplexity(table: pd.DataFrame) -> Drawing:
     """Perplexity with its interval against bytes, a point per row of the index.
 
     Columns: bytes_percent, perplexity, low, high.
@@ -130,10 +141,11 @@ def bytes_and_perplexity(table: pd.DataFrame) -> Figure:
         ylabel="perplexity per token",
         xlim=(0, 112),
     )
-    return figure
+    shown = table[["bytes_percent", "perplexity", "low", "high"]]
+    return Drawing(figure, shown.rename_axis("format").reset_index())
 
 
-def bits_and_perplexity(table: pd.DataFrame) -> Figure:
+def bits_and_perplexity(table: pd.DataFrame) -> Drawing:
     """Perplexity against bits a weight, a line for each method.
 
     Columns: method, bits, perplexity, low, high. A method without bits below 16 is a
@@ -155,7 +167,8 @@ def bits_and_perplexity(table: pd.DataFrame) -> Figure:
     )
     _log_where_wide(panel, table.perplexity)
     panel.legend()
-    return figure
+    columns = ["method", "bits", "perplexity", "low", "high"]
+    return Drawing(figure, table.filter(columns))
 
 
 def _log_where_wide(panel: Axes, values: ArrayLike) -> None:
@@ -180,7 +193,7 @@ FAMILY_LOOKS = {  # of `tables.pareto`: colour and marker
 }
 
 
-def pareto(table: pd.DataFrame) -> Figure:
+def pareto(table: pd.DataFrame) -> Drawing:
     """Perplexity over that of 16 bits against bytes, a panel a text, and against time.
 
     `table` is that of `tables.pareto.ways`. The line is the front; ways that lose are
@@ -206,7 +219,13 @@ def pareto(table: pd.DataFrame) -> Figure:
     style.legend_below(figure, handles, fontsize=7)
     for panel in drawn:
         style.move_apart(panel)
-    return figure
+    dense = table.perplexity / table.ratio
+    frame = table[["text", "name", "family"]].assign(
+        megabytes=table.bytes / 1e6, token_ms=1e3 * table.token_s, times=table.ratio,
+        times_low=table.low / dense, times_high=table.high / dense, front=table.front,
+        time_front=table.time_front,
+    )  # fmt: skip
+    return Drawing(figure, frame)
 
 
 def _ways(panel: Axes, rows: Any) -> None:
@@ -222,7 +241,6 @@ def _ways(panel: Axes, rows: Any) -> None:
         panel.errorbar(
             *at, yerr=style.whiskers(*ends), fmt=marker, color=colour, markersize=5,
             mfc=colour if row.wins else "white", capsize=2, linewidth=0.9,
-            label=row["name"],
         )  # fmt: skip
         text = style.note(
             panel, _short(row["name"]), at, ha="center", va="center", fontsize=7,

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator
 from numpy.typing import ArrayLike
 
 from thesis_book.figures import style
+from thesis_book.figures.export import Drawing, stacked
 from thesis_lib.memory.model.spec import ModelSpec
 
 
@@ -18,7 +18,7 @@ def monthly_bills(
     tokens: ArrayLike,
     bills: Mapping[str, ArrayLike],
     crossings: Sequence[tuple[float, float]],
-) -> Figure:
+) -> Drawing:
     """US dollars a month (n,) of each option against tokens a month (n,).
 
     An option ends where its dollars are infinite. `crossings` are points at which one
@@ -37,10 +37,16 @@ def monthly_bills(
     panel.set(xlabel="generated tokens a month", ylabel="US$ a month")
     panel.set(xscale="log", yscale="log")
     style.legend_below(figure, ncols=2, fontsize=8)
-    return figure
+    usd = "usd_per_month"
+    named = {style.printed(name): each for name, each in bills.items()}
+    frame = pd.DataFrame({"tokens_per_month": tokens, **named})
+    frame = frame.melt("tokens_per_month", var_name="option", value_name=usd)
+    crossed = pd.DataFrame(crossings, columns=["tokens_per_month", usd])
+    frames = [frame[np.isfinite(frame[usd])], crossed.assign(option="crossing")]
+    return Drawing(figure, pd.concat(frames, ignore_index=True))
 
 
-def tornado(bars: Sequence[Any], base: float, labels: Mapping[str, str]) -> Figure:
+def tornado(bars: Sequence[Any], base: float, labels: Mapping[str, str]) -> Drawing:
     """How far a cost moves over the range of each input, the largest on top.
 
     `bars` are those of `deployment.tornado`, `base` the cost with every input at its
@@ -61,11 +67,16 @@ def tornado(bars: Sequence[Any], base: float, labels: Mapping[str, str]) -> Figu
     panel.set(xlabel="US$ per million tokens", xscale="log")
     panel.set_xlim(min(reach) / 1.6, max(reach) * 1.4)
     style.log_ticks(panel.xaxis, (1, 2, 3, 5))
-    return figure
+    rows = [
+        [labels[bar.name], bar.range.low, bar.range.high, bar.at_low, bar.at_high, base]
+        for bar in shown
+    ]
+    columns = ["input", "low", "high", "usd_at_low", "usd_at_high", "usd_at_value"]
+    return Drawing(figure, pd.DataFrame(rows, columns=columns))
 
 
 # --- Introduction --------------------------------------------------------------------
-def model_sizes(models: pd.DataFrame, devices: pd.DataFrame) -> Figure:
+def model_sizes(models: pd.DataFrame, devices: pd.DataFrame) -> Drawing:
     """Bytes of published models against the memory of devices, over the years.
 
     `models` has columns model, year and fp16_bytes; `devices` has device, year, class
@@ -101,10 +112,16 @@ def model_sizes(models: pd.DataFrame, devices: pd.DataFrame) -> Figure:
     panel.yaxis.set_major_formatter(style.PLAIN)
     panel.grid(False, axis="x")
     style.move_apart(panel, beside=True)
-    return figure
+    frames = {
+        "models": sizes[["model", *at]],
+        "devices": devices[["device", "class", "year"]].assign(
+            gigabytes=devices["memory_bytes"] / 1e9
+        ),
+    }
+    return Drawing(figure, stacked(frames, "shown"))
 
 
-def parameter_shares(parts: pd.DataFrame) -> Figure:
+def parameter_shares(parts: pd.DataFrame) -> Drawing:
     """Share of the parameters in each part of some models, one bar a model.
 
     `parts` counts parameters, models by rows and parts by columns.
@@ -125,10 +142,11 @@ def parameter_shares(parts: pd.DataFrame) -> Figure:
     panel.grid(False, axis="y")
     panel.tick_params(axis="y", length=0)
     style.legend_below(figure)
-    return figure
+    frame = shares.rename_axis("model").reset_index()
+    return Drawing(figure, frame.melt("model", var_name="part", value_name="percent"))
 
 
-def decoder_layer(spec: ModelSpec, tokens: int) -> Figure:
+def decoder_layer(spec: ModelSpec, tokens: int) -> Drawing:
     """What the state of a token meets in a decoder layer, from embedding to logits.
 
     The areas of the matrices of a layer are their bytes, by their width in kB. The
@@ -185,15 +203,18 @@ def decoder_layer(spec: ModelSpec, tokens: int) -> Figure:
         look = {"facecolor": style.GREEN, "edgecolor": "white"} | new
         look = look if token < tokens else {"edgecolor": style.GREEN, "linestyle": ":"}
         box((cache + (token + 0.5) * cell, 3.6), (cell, 0.4), label="cache", **look)
+    rows = []
     for name, outputs, x, y in (
         ("q", queries, q, 2.4), ("k", keys, k, 2.4), ("v", keys, v, 2.4),
         ("o", queries, q, 4.75), ("gate", spec.intermediate, gate, 6.5),
         ("up", spec.intermediate, v, 6.5), ("down", spec.intermediate, gate, 8.0),
     ):  # fmt: skip
         kb, blue = outputs * state_kb, {"facecolor": style.BLUE, "edgecolor": "none"}
+        rows.append([name, outputs, kb])
         has_room, says = kb > wide / 2, f"{kb:,.0f} kB"
         words = f"{name}: {says}" if has_room else name
         box((x, y), (kb, 0.6), words, name, "white", **blue)
         if not has_room:
             say(x + kb / 2 + 0.03 * wide, y, says, ha="left")
-    return figure
+    frame = pd.DataFrame(rows, columns=["matrix", "outputs", "kilobytes"])
+    return Drawing(figure, frame)

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.figure import Figure
 
 from thesis_book.figures import style
+from thesis_book.figures.export import Drawing, stacked
 from thesis_lib.sequencer.core.trace import F64, Trace
 from thesis_lib.sequencer.experiments import metrics
 
@@ -43,19 +43,25 @@ def _mean_us(trace: Trace, columns_s: Mapping[str, F64]) -> pd.DataFrame:
     ).T
 
 
-def collected_trace(trace: Trace) -> Figure:
+def _melted(table: pd.DataFrame, column: str, value: str) -> pd.DataFrame:
+    """A table by type as rows of a type, a `column` and a `value`."""
+    rows = table.rename(index=lambda kind: kind.replace("\n", " ")).rename_axis("type")
+    return rows.reset_index().melt("type", var_name=column, value_name=value)
+
+
+def collected_trace(trace: Trace) -> Drawing:
     """Where a measured transaction spends its time, and how that scatters by type."""
     figure, left, right = style.axes(2, height_in=3.2)
     units_s = dict(zip(trace.unit_names, trace.units_s.T, strict=True))
-    _mean_us(trace, units_s).plot.bar(stacked=True, ax=left, width=0.8, rot=0)
+    mean_us = _mean_us(trace, units_s)
+    mean_us.plot.bar(stacked=True, ax=left, width=0.8, rot=0)
     left.tick_params(axis="x", labelsize=7)
     left.set_ylabel("mean time in each unit (µs)")
     left.legend(title="operating unit", fontsize=7, title_fontsize=7)
     for k, (kind, rows) in enumerate(by_type(trace).items()):
         cpu_s = trace.measured["cpu_s"][rows]
         right.ecdf(1e6 * trace.service_s[rows], color=f"C{k}", label=kind)
-        look = {"color": f"C{k}", "gid": f"{kind}, processor time"}
-        right.ecdf(1e6 * cpu_s, linestyle=":", linewidth=1.1, **look)
+        right.ecdf(1e6 * cpu_s, linestyle=":", linewidth=1.1, color=f"C{k}")
     right.set(
         xscale="log",
         xlabel="service time (µs); dotted: processor time",
@@ -63,10 +69,19 @@ def collected_trace(trace: Trace) -> Figure:
     )
     style.log_ticks(right.xaxis, (1,))
     right.legend(fontsize=7)
-    return figure
+    columns_s = {"service_us": trace.service_s, "cpu_us": trace.measured["cpu_s"]}
+    times = {
+        kind: pd.concat(
+            style.distribution(name, 1e6 * time_s[rows])
+            for name, time_s in columns_s.items()
+        )
+        for kind, rows in by_type(trace).items()
+    }
+    frames = {"a": _melted(mean_us, "unit", "mean_us"), "b": stacked(times, "type")}
+    return Drawing(figure, stacked(frames))
 
 
-def q_error_curves(errors: dict[str, dict[str, F64]]) -> Figure:
+def q_error_curves(errors: dict[str, dict[str, F64]]) -> Drawing:
     """Share of held-out transactions within a q-error: a panel each, a line each.
 
     `errors` maps what is predicted to the q-errors (n,) of each estimator.
@@ -83,12 +98,22 @@ def q_error_curves(errors: dict[str, dict[str, F64]]) -> Figure:
         panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         panel.minorticks_off()
     drawn[-1][0].legend(loc="lower right")
-    return figure
+    frames = {
+        predicted: stacked(
+            {
+                name: style.distribution("q_error", error)
+                for name, error in each.items()
+            },
+            "estimator",
+        )
+        for predicted, each in errors.items()
+    }
+    return Drawing(figure, stacked(frames, "predicted"))
 
 
 def operating_units(
     trace: Trace, predicted_s: Mapping[str, F64], totals_s: Mapping[str, F64]
-) -> Figure:
+) -> Drawing:
     """Mean time in each unit, measured and estimated; and totals over the truth.
 
     `predicted_s` (n,) by unit, of which `rest` is what no unit claims; `totals_s` are
@@ -101,9 +126,12 @@ def operating_units(
     estimated_s = {unit: predicted_s.get(unit, nothing_s) for unit in measured_s}
     bars = {"stacked": True, "ax": left, "width": 0.36, "rot": 0, "linewidth": 0}
     colours = [*style.PALETTE, style.GREY]
-    _mean_us(trace, measured_s).plot.bar(**bars, color=colours, position=1.05)
+    measured_us, estimated_us = (
+        _mean_us(trace, columns_s) for columns_s in (measured_s, estimated_s)
+    )
+    measured_us.plot.bar(**bars, color=colours, position=1.05)
     parts = left.containers[:]
-    _mean_us(trace, estimated_s).plot.bar(
+    estimated_us.plot.bar(
         **bars,
         color=colours,
         position=-0.05,
@@ -114,9 +142,8 @@ def operating_units(
     left.set_ylabel("mean time (µs)")
     left.legend(handles=parts, title="operating unit", fontsize=7, title_fontsize=7)
     true_us = _mean_us(trace, {"true": trace.service_s})["true"]
-    _mean_us(trace, totals_s).div(true_us, axis=0).plot.bar(
-        ax=right, width=0.8, rot=0, color=[style.VERMILION, style.GREY]
-    )
+    relative = _mean_us(trace, totals_s).div(true_us, axis=0)
+    relative.plot.bar(ax=right, width=0.8, rot=0, color=[style.VERMILION, style.GREY])
     right.axhline(1, color=style.INK, linewidth=0.8)
     right.set_ylabel("estimated over true time")
     right.set_ylim(top=1.15 * right.get_ylim()[1])  # room for the legend
@@ -125,12 +152,18 @@ def operating_units(
         panel.set_xlim(-0.5, len(true_us) - 0.5)
         panel.tick_params(axis="x", labelsize=7)
         panel.grid(axis="x", visible=False)
-    return figure
+    units = _melted(measured_us, "unit", "measured_us")
+    estimated = _melted(estimated_us, "unit", "estimated_us")["estimated_us"]
+    frames = {
+        "a": units.assign(estimated_us=estimated),
+        "b": _melted(relative, "learned", "estimated_over_true"),
+    }
+    return Drawing(figure, stacked(frames))
 
 
 def coverage(
     trace: Trace, bounds_s: Mapping[str, Mapping[float, F64]], window: int
-) -> Figure:
+) -> Drawing:
     """How many times stay within their bound: over the run, and by type.
 
     `bounds_s` (n,) by how they were made (the last one in full colour) and level. The
@@ -139,20 +172,24 @@ def coverage(
     figure, left, right = style.axes(2, height_in=3.2)
     *_, last = bounds_s
     types, held_out = by_type(trace), np.arange(1, len(trace) + 1)
+    every, over_time, per_type = max(1, len(trace) // 1_000), {}, {}
     for name, by_level in bounds_s.items():
         dotted = {} if name == last else {"linestyle": ":", "alpha": 0.8}
         for (level, bound_s), colour in zip(
             by_level.items(), style.PALETTE, strict=False
         ):
             within = pd.Series(100.0 * (trace.service_s <= bound_s), held_out)
-            moving = within.rolling(window).mean()
+            moving = pd.Series(within.rolling(window).mean()).iloc[::every]
             made = f"{level:.0%}, {name}"
+            shown = moving.dropna().rename_axis("transactions")
+            over_time[made] = shown.rename("within_percent").reset_index()
             left.plot(moving, color=colour, label=made, **{"linewidth": 1.4} | dotted)
             left.axhline(100 * level, color=colour, linewidth=0.6)
             if name == last:
                 miss = [within[rows].mean() - 100 * level for rows in types.values()]
-                look = {"color": colour, "alpha": 0.8, "gid": made}
-                right.plot(miss, range(len(types)), "o", **look)
+                right.plot(miss, range(len(types)), "o", color=colour, alpha=0.8)
+                columns = {"type": list(types), "covered_less_promised_points": miss}
+                per_type[made] = pd.DataFrame(columns)
     left.set_xlabel("held-out transactions so far")
     left.set_ylabel(f"within the bound, of the last {window:,} (%)")
     style.legend_below(figure, ncols=3, fontsize=7)
@@ -160,12 +197,13 @@ def coverage(
     right.axvline(0, color=style.INK, linewidth=0.8)
     right.set(xlim=(-4, 4), xlabel="covered less promised (points)")
     style.name_rows(right, list(types), fontsize=8)
-    return figure
+    frames = {"a": stacked(over_time, "bound"), "b": stacked(per_type, "bound")}
+    return Drawing(figure, stacked(frames))
 
 
 def hidden_patterns(
     importance: pd.DataFrame, dependence_s: Mapping[str, pd.Series]
-) -> Figure:
+) -> Drawing:
     """What shuffling a feature costs, by type; and estimates against one feature.
 
     `importance` has a row a type and a column a feature, in percent; the nine features
@@ -187,17 +225,22 @@ def hidden_patterns(
     left.tick_params(labelsize=7, length=0)
     left.set(xlabel="", ylabel="")
     left.set_title("q-error lost by shuffling (%)", fontsize=8)
+    estimates = {}
     for (shows, mean_s), marker in zip(
         dependence_s.items(), style.MARKERS, strict=False
     ):
         relative = 100 * (mean_s / mean_s.iloc[0] - 1)
         right.plot(relative, marker=marker, markersize=3, label=shows)
+        estimates[shows] = relative.rename_axis("value").rename("percent").reset_index()
     right.axhline(0, color=style.INK, linewidth=0.6)
     right.set(
         xlabel="value of the feature", ylabel="mean estimate against the smallest (%)"
     )
     right.legend(fontsize=7)
-    return figure
+    lost = shown.rename_axis("feature").reset_index()
+    lost = lost.melt("feature", var_name="type", value_name="percent")
+    frames = {"q-error lost": lost, "estimate": stacked(estimates, "feature")}
+    return Drawing(figure, stacked(frames))
 
 
 def agreements(
@@ -206,7 +249,7 @@ def agreements(
     slo_s: float,
     type_slo_s: F64,
     worthless_s: float,
-) -> Figure:
+) -> Drawing:
     """What an answer costs against its latency, under four kinds of agreement.
 
     `latency_s` (n,) are answers whose tails the panel of classes shows; `type_slo_s`
@@ -215,19 +258,30 @@ def agreements(
     figure, *panels = style.axes(4, height_in=2.5, letters=False)
     constant, by_kind, by_class, linear = panels
     at_s = np.linspace(0, 1.15 * max(worthless_s, type_slo_s.max()), 800)
-    constant.plot(1e3 * at_s, metrics.step_cost(at_s, slo_s), color=style.INK)
-    linear.plot(
-        1e3 * at_s, metrics.linear_cost(at_s, slo_s, worthless_s), color=style.INK
-    )
+    titles = ("constant, firm", "per type, firm", "p99 per class", "piecewise linear")
+    costs = {
+        titles[0]: metrics.step_cost(at_s, slo_s),
+        titles[3]: metrics.linear_cost(at_s, slo_s, worthless_s),
+    }
+    frames = [
+        pd.DataFrame({"agreement": title, "latency_ms": 1e3 * at_s, "cost": cost})
+        for title, cost in costs.items()
+    ]
+    for panel, cost in zip((constant, linear), costs.values(), strict=True):
+        panel.plot(1e3 * at_s, cost, color=style.INK)
     for k, kind in enumerate(trace.kinds):
         cost, name = metrics.step_cost(at_s, type_slo_s[k]), kind.replace("_", " ")
         by_kind.plot(1e3 * at_s, cost, label=name)
-        if (trace.kind == k).any():
-            look = {"color": f"C{k}", "gid": name}
-            style.slower(by_class, latency_s[trace.kind == k], **look)
-        by_class.plot(1e3 * type_slo_s[k], 0.01, "v", color=f"C{k}", gid=name)
+        columns = {"latency_ms": 1e3 * at_s, "cost": cost}
+        frames.append(pd.DataFrame({"agreement": titles[1], "type": name, **columns}))
+        own_s = latency_s[trace.kind == k]
+        if len(own_s):
+            style.slower(by_class, own_s, color=f"C{k}")
+            shares = style.distribution("latency_ms", 1e3 * own_s)
+            columns = {"type": name, "slo_ms": 1e3 * type_slo_s[k]}
+            frames.append(shares.assign(agreement=titles[2], **columns))
+        by_class.plot(1e3 * type_slo_s[k], 0.01, "v", color=f"C{k}")
     by_class.set_ylim(0.001, 1)
-    titles = ("constant, firm", "per type, firm", "p99 per class", "piecewise linear")
     for panel, title in zip(panels, titles, strict=True):
         panel.set_title(title, fontsize=8)
         panel.set_xlabel("latency (ms)", fontsize=8)
@@ -237,4 +291,4 @@ def agreements(
         panel.set_ylim(-0.05, 1.1)
     constant.set_ylabel("cost of an answer")
     style.legend_below(figure)
-    return figure
+    return Drawing(figure, pd.concat(frames, ignore_index=True))

@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import ConnectionPatch, Patch
 from numpy.typing import ArrayLike
 
 from thesis_book.figures import style
+from thesis_book.figures.export import Drawing, stacked
 from thesis_lib.common.units import GiB, MiB
 from thesis_lib.sequencer.core.trace import F64
 
@@ -46,7 +46,7 @@ def _peer(name: str) -> tuple[str, str]:
 # --- Memory ----------------------------------------------------------------------
 def memory_parts(
     parts_bytes: Mapping[str, int], model_bytes: int, limit_bytes: int
-) -> Figure:
+) -> Drawing:
     """A plan's parts beside the whole model, and the limit that they must not cross.
 
     Where the limit is a small share of the model, the plan has an axis of its own,
@@ -81,10 +81,14 @@ def memory_parts(
         plan.invert_yaxis()
     plan.set_xlabel(f"device memory ({name})")
     style.legend_below(figure, ncols=3, fontsize="medium")
-    return figure
+    rows = [["resident model", "model", model_bytes]]
+    rows += [["streamed plan", *part] for part in parts_bytes.items()]
+    frame = pd.DataFrame(rows, columns=["bar", "part", name])
+    frame[name] /= unit
+    return Drawing(figure, frame.assign(**{f"budget {name}": limit}))
 
 
-def memory_against_time(runs: pd.DataFrame, limit_bytes: float) -> Figure:
+def memory_against_time(runs: pd.DataFrame, limit_bytes: float) -> Drawing:
     """Peak memory against seconds a token, a point for each system; both are logs.
 
     `runs` has a row for each system with `peak_bytes`, `s_per_token`, `low_s` and
@@ -116,10 +120,18 @@ def memory_against_time(runs: pd.DataFrame, limit_bytes: float) -> Figure:
     style.log_ticks(panel.yaxis)
     panel.legend(loc="upper left")
     style.move_apart(panel, beside=True)
-    return figure
+    frame = pd.DataFrame(
+        {
+            "system": [style.printed(str(name)) for name in runs.index],
+            "peak_gib": runs["peak_bytes"] / GiB,
+            **runs[["s_per_token", "low_s", "high_s"]],
+            "limit_gib": limit_bytes / GiB,
+        }
+    )
+    return Drawing(figure, frame)
 
 
-def memory_over_time(runs: Mapping[str, F64], limit_bytes: float) -> Figure:
+def memory_over_time(runs: Mapping[str, F64], limit_bytes: float) -> Drawing:
     """What the kernel counts of each system's process from its start, and its limit.
 
     `runs` are samples (n, 3) by system: seconds, bytes held with the page cache, and
@@ -131,12 +143,15 @@ def memory_over_time(runs: Mapping[str, F64], limit_bytes: float) -> Figure:
     }
     labels = {"xlabel": "time (s)", "ylabel": "memory (GiB)"}
     figure, drawn = style.panels(named, 2.6, **labels)
+    frames = {}
     for panel, (name, samples) in drawn:
         colour, _ = _peer(name)
         seconds, held, private = samples.T
         look = {"color": colour, "linewidth": 1.2}
-        panel.plot(seconds, held / GiB, gid="all that is counted", **look)
-        panel.plot(seconds, private / GiB, ":", gid="without page cache", **look)
+        panel.plot(seconds, held / GiB, **look)
+        panel.plot(seconds, private / GiB, ":", **look)
+        gib = {"all_gib": held / GiB, "without_page_cache_gib": private / GiB}
+        frames[style.printed(name)] = pd.DataFrame({"time_s": seconds, **gib})
         panel.axhline(limit_bytes / GiB, linewidth=1, **LIMIT)
         panel.set_ylim(bottom=0)
         panel.tick_params(labelsize=7)
@@ -145,7 +160,8 @@ def memory_over_time(runs: Mapping[str, F64], limit_bytes: float) -> Figure:
         Line2D([], [], color=style.INK, ls=ls, label=name) for name, ls in shown.items()
     ]
     style.legend_below(figure, lines, ncols=3, fontsize=8)
-    return figure
+    frame = stacked(frames, "system").assign(limit_gib=limit_bytes / GiB)
+    return Drawing(figure, frame)
 
 
 def time_against_memory(
@@ -153,7 +169,7 @@ def time_against_memory(
     step_s: Mapping[str, Sequence[float]],
     least_bytes: float,
     model_bytes: float,
-) -> Figure:
+) -> Drawing:
     """Predicted seconds a token as the device grows, one line for each label."""
     figure, panel = style.axes()
     for name, seconds in step_s.items():
@@ -165,11 +181,14 @@ def time_against_memory(
     panel.set_xlim(0, max(device_bytes) / GiB)
     panel.set_ylim(bottom=0)
     style.legend_below(figure)
-    return figure
+    frame = pd.DataFrame({"device_gib": np.divide(device_bytes, GiB), **step_s})
+    frame = frame.melt("device_gib", var_name="run", value_name="s_per_token")
+    ends = {"least_gib": least_bytes / GiB, "weights_gib": model_bytes / GiB}
+    return Drawing(figure, frame.assign(**ends))
 
 
 # --- What happens when -------------------------------------------------------------
-def ring_picture(visits: Sequence[Any], until_s: float) -> Figure:
+def ring_picture(visits: Sequence[Any], until_s: float) -> Drawing:
     """Which layer each buffer of the ring receives, holds and computes, over time.
 
     `visits` are those of `tables.ring_schedule`, drawn up to a time. A row is a buffer,
@@ -179,6 +198,7 @@ def ring_picture(visits: Sequence[Any], until_s: float) -> Figure:
     names = [f"buffer {number}" for number in range(buffers)]
     names += ["resident"] * any(visit.buffer < 0 for visit in visits)
     figure, panel = style.axes(height_in=1.4 + 0.42 * len(names))
+    rows: list[list[Any]] = []
     for visit in visits:
         moves = visit.buffer >= 0  # a resident layer only computes
         row = visit.buffer if moves else buffers
@@ -191,8 +211,9 @@ def ring_picture(visits: Sequence[Any], until_s: float) -> Figure:
             if start < min(stop, until_s):
                 colour = PASS_COLOURS[visit.step % len(PASS_COLOURS)]
                 look = {"color": colour, "alpha": alpha, "linewidth": 0}
-                layer = f"layer {visit.layer + 1} {state}"
-                panel.barh(row, stop - start, height, start, label=layer, **look)
+                panel.barh(row, stop - start, height, start, **look)
+                rows.append([names[row], visit.step + 1, visit.layer + 1, state])
+                rows[-1] += [start, stop]
         # the number stands where a layer arrives, or where one that stays computes
         middle_s, shade = sum(spans[0][:2]) / 2, style.INK if moves else "white"
         if middle_s < until_s:
@@ -211,7 +232,8 @@ def ring_picture(visits: Sequence[Any], until_s: float) -> Figure:
     turns = zip(passes.index, PASS_COLOURS, strict=False)
     states += [Patch(color=colour, label=f"pass {step + 1}") for step, colour in turns]
     style.legend_below(figure, states, ncols=6, fontsize=8)
-    return figure
+    columns = ["buffer", "pass", "layer", "state", "start_s", "end_s"]
+    return Drawing(figure, pd.DataFrame(rows, columns=columns))
 
 
 def _in_lanes(spans: Iterable[Any]) -> list[tuple[int, Any]]:
@@ -226,7 +248,7 @@ def _in_lanes(spans: Iterable[Any]) -> list[tuple[int, Any]]:
     return placed
 
 
-def token_timeline(spans: Sequence[Any]) -> Figure:
+def token_timeline(spans: Sequence[Any]) -> Drawing:
     """What happened when during one step, a row for each kind of span.
 
     `spans` have `kind` (read, copy, compute or wait), `layer`, `start_s` and `end_s`;
@@ -247,16 +269,22 @@ def token_timeline(spans: Sequence[Any]) -> Figure:
                 color=SPAN_COLOURS[kind],
                 alpha=0.55 + 0.4 * (span.layer % 2),  # neighbours are told apart
                 linewidth=0,
-                label=f"layer {span.layer}",
             )
     style.name_rows(panel, kinds)
     end_s = max(span.end_s for span in spans)
     panel.set(xlim=(0, 1e3 * (end_s - zero_s)), xlabel="time (ms)")
-    return figure
+    rows = [
+        [kind, span.layer, 1e3 * (span.start_s - zero_s), 1e3 * (span.end_s - zero_s)]
+        for kind in kinds
+        for span in spans
+        if span.kind == kind
+    ]
+    columns = ["kind", "layer", "start_ms", "end_ms"]
+    return Drawing(figure, pd.DataFrame(rows, columns=columns))
 
 
 # --- Time of a step ----------------------------------------------------------------
-def step_times(seconds: Mapping[str, ArrayLike]) -> Figure:
+def step_times(seconds: Mapping[str, ArrayLike]) -> Drawing:
     """Milliseconds of a decoding step, a row a name: every sample, and the median."""
     figure, panel = style.axes(height_in=0.9 + 0.4 * len(seconds))
     for row, samples in enumerate(seconds.values()):
@@ -266,10 +294,14 @@ def step_times(seconds: Mapping[str, ArrayLike]) -> Figure:
     style.name_rows(panel, [*map(style.printed, seconds)])
     panel.set_xlim(left=0)
     panel.set_xlabel("time of one decoding step (ms)")
-    return figure
+    times = {
+        style.printed(name): pd.DataFrame({"step_ms": 1e3 * np.asarray(samples, float)})
+        for name, samples in seconds.items()
+    }
+    return Drawing(figure, stacked(times, "run"))
 
 
-def predicted_times(plans: pd.DataFrame) -> Figure:
+def predicted_times(plans: pd.DataFrame) -> Drawing:
     """Predicted seconds of a step against measured ones, a point for each plan.
 
     `plans` has `predicted_s`, `measured_s` and `limit`, one of LIMIT_LOOKS; the band is
@@ -283,7 +315,7 @@ def predicted_times(plans: pd.DataFrame) -> Figure:
     )
 
 
-def published_times(table: pd.DataFrame, tolerance: float) -> Figure:
+def published_times(table: pd.DataFrame, tolerance: float) -> Drawing:
     """Predicted against published time, a point a row, with the band of the goal.
 
     `table` has columns published_s, predicted_s and copy, one of COPY_LOOKS. Below the
@@ -302,7 +334,7 @@ def _predictions(
     looks: Mapping[str, tuple[str, str]],
     tolerance: float,
     xlabel: str,
-) -> Figure:
+) -> Drawing:
     """Predicted against known seconds, both as logarithms, a look for each kind."""
     figure, panel = style.axes(height_in=3.5)
     times = table[["known_s", "predicted_s"]].to_numpy()
@@ -321,7 +353,7 @@ def _predictions(
     style.log_ticks(panel.yaxis, subs)
     panel.set(xlabel=xlabel, ylabel="predicted (s)")
     panel.legend(loc="upper left")
-    return figure
+    return Drawing(figure, table.filter(["kind", "known_s", "predicted_s"]))
 
 
 def roofline_stream(
@@ -332,7 +364,7 @@ def roofline_stream(
     token_s: float,
     predicted: tuple[float, float, float],
     found: float,
-) -> Figure:
+) -> Drawing:
     """Time of a pass against its tokens: the floor of reading and the line of compute.
 
     `io_s` is the drain, `weights_s` one pass over weights in memory and `token_s` the
@@ -383,22 +415,34 @@ def roofline_stream(
     panel.set_xlabel("new tokens in a pass, all sequences together")
     panel.set_ylabel("time of a pass (s)")
     style.legend_below(figure, ncols=3, fontsize=8)
-    return figure
+    passes = pd.DataFrame({"tokens": tokens, **measured_s})
+    crossings = {"predicted": at, "interval low": low, "interval high": high}
+    frames = {
+        "measured": passes.melt("tokens", var_name="what", value_name="pass_s"),
+        "reading": pd.DataFrame({"tokens": span, "pass_s": io_s}),
+        "computing": pd.DataFrame({"tokens": span, "pass_s": compute_s}),
+        "crossover": pd.DataFrame(
+            {"what": [*crossings, "measured"], "tokens": [*crossings.values(), found]}
+        ),
+    }
+    return Drawing(figure, stacked(frames, "shown"))
 
 
 # --- Speculation -------------------------------------------------------------------
 def expected_tokens(
     depths: Sequence[int], curves: Mapping[str, Sequence[float]]
-) -> Figure:
+) -> Drawing:
     """Expected tokens of a pass against its proposals, a named curve an acceptance."""
     figure, panel = style.axes(height_in=2.8)
     pd.DataFrame(curves, index=list(depths)).plot(ax=panel, marker="o", markersize=3)
     panel.set(xlabel="proposals of a pass", ylabel="expected tokens of a pass")
     panel.legend(loc="upper left")
-    return figure
+    frame = pd.DataFrame({"proposals": list(depths), **curves})
+    frame = frame.melt("proposals", var_name="curve", value_name="tokens_per_pass")
+    return Drawing(figure, frame)
 
 
-def speculation(table: pd.DataFrame) -> Figure:
+def speculation(table: pd.DataFrame) -> Drawing:
     """Tokens a pass and speed over plain decoding, a row for each way to propose.
 
     `table` is that of `tables.measurements.speculation`; bars are its intervals, and
@@ -418,4 +462,5 @@ def speculation(table: pd.DataFrame) -> Figure:
         panel.axvline(1, linestyle="--", **style.RULE)
         panel.set_xlabel(name)
     style.name_rows(drawn[0], list(table.index))
-    return figure
+    shown = table[[name for ends in columns.values() for name in ends]]
+    return Drawing(figure, shown.rename_axis("method").reset_index())

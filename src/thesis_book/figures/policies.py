@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
@@ -16,40 +15,48 @@ from matplotlib.ticker import NullLocator
 
 from thesis_book.figures import style
 from thesis_book.figures.estimators import by_type
-from thesis_book.figures.export import MANY
+from thesis_book.figures.export import Drawing, stacked
 from thesis_lib.common.errors import require
 from thesis_lib.sequencer.core.trace import F64, History, Trace
 from thesis_lib.sequencer.experiments import live, metrics
 
 
 # --- Runs, transaction by transaction ------------------------------------------
-def worker_timelines(traces: dict[str, Trace], window_s: float) -> Figure:
+def worker_timelines(traces: dict[str, Trace], window_s: float) -> Drawing:
     """Which worker ran what, and when, within `window_s` from the middle of the run."""
     ends = {"xlim": (0, 1e3 * window_s), "xlabel": "time (ms)", "ylabel": "worker"}
     figure, drawn = style.panels(traces, 2.4, share="x", **ends)
     colours: dict[str, str] = {}
-    for panel, trace in drawn:
+    frames = []
+    for run, (panel, trace) in zip(traces, drawn, strict=True):
         stages = ("sequence_s", "lock_wait_s", "queue_s")
         start_s = trace.arrival_s + sum(trace.measured[stage] for stage in stages)
         start_s = start_s - np.median(start_s)
         seen = (start_s + trace.service_s > 0) & (start_s < window_s)
         for kind, rows in by_type(trace).items():
             mine = rows & seen
+            bars = pd.DataFrame(
+                {
+                    "worker": trace.measured["worker"][mine],
+                    "service_ms": 1e3 * trace.service_s[mine],
+                    "start_ms": 1e3 * start_s[mine],
+                }
+            )
+            frames.append(bars.assign(run=run, type=kind))
             panel.barh(
-                trace.measured["worker"][mine], 1e3 * trace.service_s[mine],
-                left=1e3 * start_s[mine], linewidth=0, label=kind,
+                bars["worker"], bars["service_ms"], left=bars["start_ms"], linewidth=0,
                 color=colours.setdefault(kind, f"C{len(colours)}"),
             )  # fmt: skip
         panel.set_yticks(range(round(trace.measured["worker"].max()) + 1))
         panel.grid(axis="y", visible=False)
     patches = [Patch(color=colour, label=kind) for kind, colour in colours.items()]
     style.legend_below(figure, patches, ncols=5, fontsize=7)
-    return figure
+    return Drawing(figure, pd.concat(frames, ignore_index=True))
 
 
 def coordinated_omission(
     arrival_s: F64, clocks_s: Mapping[str, F64], window_s: tuple[float, float]
-) -> Figure:
+) -> Drawing:
     """The same answers by several clocks: about a stall, and what share is slower.
 
     Each clock has the latencies (n,) of all; the left panel shows those due within
@@ -60,19 +67,28 @@ def coordinated_omission(
     at_s, colours = arrival_s[rows] - window_s[0], (style.VERMILION, style.BLUE)
     for (name, latency_s), colour in zip(clocks_s.items(), colours, strict=True):
         look: dict[str, Any] = {"markersize": 3, "label": name, "color": colour}
-        look["rasterized"] = len(at_s) > MANY
+        look["rasterized"] = len(at_s) > 1_000
         left.plot(at_s, 1e3 * latency_s[rows], ".", **look)
-        style.slower(right, latency_s, color=colour, gid=name)
+        style.slower(right, latency_s, color=colour)
     left.legend(fontsize=8, loc="upper right", markerscale=3)
     left.set(xlabel="due at (s)", ylabel="latency (ms)")
     right.set(xscale="log", xlabel="latency (ms)")
     style.log_ticks(right.xaxis, (1,))
-    return figure
+    answers = {
+        name: pd.DataFrame({"due_at_s": at_s, "latency_ms": 1e3 * latency_s[rows]})
+        for name, latency_s in clocks_s.items()
+    }
+    shares = {
+        name: style.distribution("latency_ms", 1e3 * latency_s)
+        for name, latency_s in clocks_s.items()
+    }
+    frames = {"a": stacked(answers, "clock"), "b": stacked(shares, "clock")}
+    return Drawing(figure, stacked(frames))
 
 
 def collapse(
     runs: Mapping[float, History], slo_s: float, on_time: Mapping[float, float]
-) -> Figure:
+) -> Drawing:
     """Latency over time at each load, and the share of answers on time against load.
 
     `runs` are first come first served, by load; `on_time` are their shares, for more
@@ -80,6 +96,7 @@ def collapse(
     1 / load, what cores that are never idle answer of transactions that are alike.
     """
     figure, left, right = style.axes(2, height_in=3.2)
+    latencies = {}
     for load, history in runs.items():
         block = max(len(history.arrival_s) // 150, 1)
         n = len(history.arrival_s) // block * block
@@ -87,11 +104,13 @@ def collapse(
             np.median(column[:n].reshape(-1, block), axis=1)
             for column in (history.arrival_s, history.latency_s)
         )
-        (line,) = left.plot(at_s, 1e3 * latency_s, label=f"{load:g}")
+        at_load = pd.DataFrame({"arrival_s": at_s, "latency_ms": 1e3 * latency_s})
+        (line,) = left.plot(at_s, at_load["latency_ms"], label=f"{load:g}")
         if load > 1:
-            rising_s = (load - 1) * at_s
-            look = {"color": line.get_color(), "gid": f"{load:g}, arithmetic"}
-            left.plot(at_s, 1e3 * rising_s, "--", linewidth=1, **look)
+            at_load["arithmetic_ms"] = 1e3 * (load - 1) * at_s
+            look = {"color": line.get_color(), "linewidth": 1}
+            left.plot(at_s, at_load["arithmetic_ms"], "--", **look)
+        latencies[load] = at_load
     left.axhline(1e3 * slo_s, **style.RULE)
     left.set(yscale="log", xlabel="arrival (s)", ylabel="latency (ms)")
     left.set_xlim(0, min(history.arrival_s[-1] for history in runs.values()))
@@ -107,10 +126,15 @@ def collapse(
     right.set_ylim(0, 105)
     right.set(xlabel=LOAD, ylabel="on time (% of arrivals)")
     right.legend(fontsize=7, loc="center right")
-    return figure
+    shares = {"on_time_percent": percent, "never_idle_percent": left_over}
+    frames = {
+        "a": stacked(latencies, "load").assign(slo_ms=1e3 * slo_s),
+        "b": pd.DataFrame(shares).rename_axis("load").reset_index(),
+    }
+    return Drawing(figure, stacked(frames))
 
 
-def deterministic_database(history: History, bookings: pd.DataFrame) -> Figure:
+def deterministic_database(history: History, bookings: pd.DataFrame) -> Drawing:
     """The way of one batch through a deterministic database, from clients to storage.
 
     `history` says its log and what was refused; `bookings` are the locks of the log
@@ -185,14 +209,19 @@ def deterministic_database(history: History, bookings: pd.DataFrame) -> Figure:
     for y, words in zip((queues_y[0], queues_y[-1], work, end), same, strict=True):
         say(middle, y, words)
     say(4.9, end, "=")
-    return figure
+    states = ["in the log"] * len(log) + ["refused"] * len(refused)
+    frames = {
+        "log": pd.DataFrame({"transaction": [*log, *refused], "state": states}),
+        "lock queues": bookings[["transaction", "row", "holds"]],
+    }
+    return Drawing(figure, stacked(frames, "shown"))
 
 
 _FATES = {"on time": style.GREEN, "late": style.VERMILION}
 _CROSS: dict[str, Any] = {"marker": "x", "color": style.GREY, "label": "dropped"}
 
 
-def schedules(histories: Mapping[str, History], writes: Sequence[str]) -> Figure:
+def schedules(histories: Mapping[str, History], writes: Sequence[str]) -> Drawing:
     """Schedules of one small batch, one beside the other, transactions in log order.
 
     A thin line leads from the arrival to the start, a bar is the execution and names
@@ -204,9 +233,14 @@ def schedules(histories: Mapping[str, History], writes: Sequence[str]) -> Figure
     axis = {"xlabel": "time (ms)", "ylabel": "transaction, in log order"}
     figure, drawn = style.panels(labelled, 2.5, share="x", **axis)
     (_, first), *_ = drawn
-    for panel, history in drawn:
+    moments = ("arrival", "deadline", "decided", "start", "finish")
+    frames = {}
+    for label, (panel, history) in zip(labelled, drawn, strict=True):
         rows = [*history.log.tolist(), *np.flatnonzero(history.dropped).tolist()]
         style.name_rows(panel, [str(i) for i in rows])
+        at_ms = {f"{at}_ms": 1e3 * getattr(history, f"{at}_s")[rows] for at in moments}
+        fate = {"late": history.late[rows], "dropped": history.dropped[rows]}
+        frames[label] = pd.DataFrame({"transaction": rows, **at_ms, **fate})
         for y, i in enumerate(rows):
             _execution(panel, y, history, i, str(writes[i]))
             if history.violated[i] != first.violated[i]:
@@ -224,7 +258,7 @@ def schedules(histories: Mapping[str, History], writes: Sequence[str]) -> Figure
             if label.get_window_extent().width > 0.9 * bar.get_window_extent().width:
                 halo = withStroke(linewidth=1.5, foreground="white")
                 label.set(color=style.INK, path_effects=[halo])
-    return figure
+    return Drawing(figure, stacked(frames, "policy"))
 
 
 def _execution(panel: Axes, y: int, history: History, i: int, rows: str) -> None:
@@ -233,20 +267,20 @@ def _execution(panel: Axes, y: int, history: History, i: int, rows: str) -> None
         1e3 * getattr(history, column)[i]
         for column in ("arrival_s", "deadline_s", "decided_s", "start_s", "finish_s")
     )
-    look: dict[str, Any] = {"color": style.INK, "linewidth": 1, "label": "deadline"}
+    look: dict[str, Any] = {"color": style.INK, "linewidth": 1}
     panel.vlines(deadline_ms, y - 0.42, y + 0.42, **look)
     if history.dropped[i]:
         start_ms = decided_ms
         panel.plot(start_ms, y, zorder=3, **_CROSS)
     else:
         fate = "late" if history.late[i] else "on time"
-        look = {"color": _FATES[fate], "label": fate}
-        bars = panel.barh(y, finish_ms - start_ms, 0.7, start_ms, **look)
+        width_ms = finish_ms - start_ms
+        bars = panel.barh(y, width_ms, 0.7, start_ms, color=_FATES[fate])
         panel.bar_label(
             bars, [rows], label_type="center", fontsize=7, color="white",
             weight="bold",
         )  # fmt: skip
-    look = {"color": style.GREY, "linewidth": 0.8, "label": "waits"}
+    look = {"color": style.GREY, "linewidth": 0.8}
     panel.hlines(y, arrival_ms, start_ms, **look)
 
 
@@ -261,33 +295,41 @@ _DASHES = (
 )  # fmt: skip
 
 
-def _violations(panel: Axes, runs: pd.DataFrame, policies: Sequence[str]) -> None:
-    """Violations of some policies against load, of FEW_LOADS beside each other."""
-    beside = len(set(runs["load"])) <= FEW_LOADS
+def _violations(
+    panel: Axes, runs: pd.DataFrame, policies: Sequence[str]
+) -> pd.DataFrame:
+    """Draw violations of some policies against load, and return what is drawn.
+
+    Up to FEW_LOADS have their policies next to each other.
+    """
+    beside, bands = len(set(runs["load"])) <= FEW_LOADS, []
     for place, policy in enumerate(policies):
         aside_pt = ASIDE_PT * (place - (len(policies) - 1) / 2) if beside else None
-        style.band(panel, runs, policy, "violations", aside_pt=aside_pt)
+        at = runs, policy, "violations"
+        bands.append(style.band(panel, *at, aside_pt=aside_pt))
     panel.axvline(1.0, color=style.GREY, linewidth=0.8)
     panel.margins(x=0.1 if beside else None)
     panel.set(xlabel=LOAD, ylabel=VIOLATIONS)
+    return pd.concat(bands, ignore_index=True)
 
 
 def violations_against_load(
     runs: pd.DataFrame, policies: Sequence[str], few: bool = True, unit: str = UNIT
-) -> Figure:
+) -> Drawing:
     """Violations in percent against load, beside it logarithmic where `few` count.
 
     `unit` is the rate of arrivals at a load of one.
     """
     figure, *panels = style.axes(1 + few, height_in=3.9)
+    frame = pd.DataFrame()
     for panel in panels:
-        _violations(panel, runs, policies)
+        frame = _violations(panel, runs, policies)
         panel.set_xlabel(f"load, of {unit}")
     for log in panels[1:]:
         log.set(ylabel="", **FEW)
     lines = [Line2D([], [], **style.policy(policy)) for policy in policies]
     style.legend_below(figure, lines)
-    return figure
+    return Drawing(figure, frame)
 
 
 DISTANCE = {
@@ -298,7 +340,7 @@ DISTANCE = {
 }
 
 
-def distance_to_optimum(runs: pd.DataFrame, parts: pd.DataFrame) -> Figure:
+def distance_to_optimum(runs: pd.DataFrame, parts: pd.DataFrame) -> Drawing:
     """Violations against load from FIFO to the bound, and what those of bid-price are.
 
     `runs` and `parts` as `optimum.distances` and `optimum.distance` make them; both in
@@ -306,24 +348,26 @@ def distance_to_optimum(runs: pd.DataFrame, parts: pd.DataFrame) -> Figure:
     """
     figure, curves, shares = style.axes(2, height_in=3.9)
     policies = ("fifo", "bid-price", "bid-price-oracle", "search", "bound")
-    _violations(curves, runs, policies)
+    violations = _violations(curves, runs, policies)
     curves.set(**FEW)
-    stacked = pd.DataFrame(
+    unmet = pd.DataFrame(
         {label: parts[column].clip(lower=0) for column, label in DISTANCE.items()}
     ).set_axis([f"{load:g}" for load in parts.index])
     colours = [style.INK, style.ORANGE, style.SKY, style.VERMILION]
-    stacked.plot.bar(stacked=True, ax=shares, width=0.7, rot=0, color=colours)
+    unmet.plot.bar(stacked=True, ax=shares, width=0.7, rot=0, color=colours)
     shares.set(xlabel="load", ylabel="violations of bid-price (%)")
     shares.legend(fontsize=7, loc="upper left")
     style.legend_below(figure)
-    return figure
+    rows = unmet.rename_axis("load").reset_index()
+    rows = rows.melt("load", var_name="part", value_name="percent")
+    return Drawing(figure, stacked({"a": violations, "b": rows}))
 
 
 def rates_by_scenario(
     runs: Mapping[str, pd.DataFrame],
     saturation_per_s: Mapping[str, float],
     policies: Sequence[str],
-) -> Figure:
+) -> Drawing:
     """All commits above, those on time below, against load: a column a scenario.
 
     In percent of the saturation of FIFO, which the vertical line marks. The dotted
@@ -331,12 +375,13 @@ def rates_by_scenario(
     """
     figure, *panels = style.axes(len(runs), 4.6, rows=2, sharex=True, sharey=True)
     places = product(metrics.RATES.items(), runs.items())
-    most = 150.0
+    most, bands = 150.0, []
     for panel, ((rate, title), (scenario, rows)) in zip(panels, places, strict=True):
         loads, whole = np.unique(rows["load"]), saturation_per_s[scenario]
         panel.plot(loads, 100 * loads, linestyle=":", **style.RULE)
         for policy in policies:
-            style.band(panel, rows, policy, rate, whole=whole)
+            band = style.band(panel, rows, policy, rate, whole=whole)
+            bands.append(band.assign(scenario=scenario, commits=title))
         panel.axvline(1.0, color=style.GREY, linewidth=0.8)
         panel.set(xlabel="load", ylabel=f"commits, {title} (%)")
         if panel.get_subplotspec().is_first_row():
@@ -345,7 +390,7 @@ def rates_by_scenario(
         most = max(most, 105 * rows["throughput_per_s"].max() / whole)
     panels[0].set_ylim(0, most)
     style.legend_below(figure)
-    return figure
+    return Drawing(figure, pd.concat(bands, ignore_index=True))
 
 
 def against_sequencing(
@@ -353,7 +398,7 @@ def against_sequencing(
     saturation_per_s: float,
     policies: Sequence[str],
     measured_us: Mapping[str, float],
-) -> Figure:
+) -> Drawing:
     """Commits against the work of the sequencer on each transaction: all, and on time.
 
     In percent of the saturation of FIFO. The dotted curve is what a sequencer lets
@@ -372,22 +417,31 @@ def against_sequencing(
     )
     at_us = np.geomspace(runs["sequencer_us"].min(), runs["sequencer_us"].max(), 200)
     through = 1e8 / at_us / saturation_per_s
+    bands = []
     for panel, rate in drawn:
         style.log_ticks(panel.xaxis, (1,))
         for policy in policies:
-            style.band(panel, runs, policy, rate, "sequencer_us", saturation_per_s)
+            whole = "sequencer_us", saturation_per_s
+            band = style.band(panel, runs, policy, rate, *whole)
+            bands.append(band.assign(commits=metrics.RATES[rate]))
         panel.plot(at_us, through, ":", color=style.INK, linewidth=1, label="1 / cost")
         for (name, cost_us), dashes in zip(
             measured_us.items(), _DASHES[1:], strict=False
         ):
             panel.axvline(cost_us, linestyle=dashes, label=name, **style.RULE)
     style.legend_below(figure)
-    return figure
+    costs = {"cost": list(measured_us), "sequencer_us": list(measured_us.values())}
+    frames = {
+        "policies": pd.concat(bands),
+        "1 / cost": pd.DataFrame({"sequencer_us": at_us, "percent": through}),
+        "measured": pd.DataFrame(costs),
+    }
+    return Drawing(figure, stacked(frames, "shown"))
 
 
 def reductions(
     runs: Mapping[str, pd.DataFrame], policies: Sequence[str], published: float
-) -> Figure:
+) -> Drawing:
     """Reduction of violations against FIFO by load, in percent: a panel a scenario.
 
     The dashed line is the `published` reduction. The axis ends at -100 %: what lies
@@ -395,22 +449,25 @@ def reductions(
     """
     axis = {"ylabel": "fewer violations than FIFO (%)", "ylim": (-100, 100)}
     figure, drawn = style.panels(runs, 2.9, xlabel="load", **axis)
-    for panel, rows in drawn:
+    frames = []
+    for scenario, (panel, rows) in zip(runs, drawn, strict=True):
         loads = np.unique(rows["load"])
         for policy in policies:
             ends = [metrics.reduction(rows, policy, load) for load in loads]
-            style.curve(panel, loads, ends, style.policy(policy))
+            curve = style.curve(panel, loads, ends, style.policy(policy))
+            curve = curve.assign(scenario=scenario, policy=policy, load=loads)
+            frames.append(curve.assign(published_percent=published))
         panel.axhline(0, **style.RULE)
         look = style.RULE | {"label": "published"}
         panel.axhline(published, linestyle="--", **look)
     style.legend_below(figure)
-    return figure
+    return Drawing(figure, pd.concat(frames, ignore_index=True))
 
 
 # --- Scale -----------------------------------------------------------------------
 def weak_scaling(
     capacity: pd.DataFrame, loaded: pd.DataFrame, policies: Sequence[str]
-) -> Figure:
+) -> Drawing:
     """Capacity of FIFO, and violations at one load, against the number of partitions.
 
     `capacity` is from `scale.capacities`, with what the cores allow as thin lines;
@@ -424,15 +481,20 @@ def weak_scaling(
         f"{shares} shares that cross: expected at most {len(_DASHES)}, each with its "
         "style of line",
     )
+    capacities, violations = {}, {}
     crossings: Any = zip(loaded.groupby("crossing"), _DASHES, strict=False)
     for (crossing, rows), dashes in crossings:
         each = capacity[crossing]
         look = {"linestyle": dashes, "label": f"{100 * crossing:g} % cross"}
         left.plot(each["fifo"], **style.policy("fifo") | look | {"markersize": 3})
         left.plot(each["cores"], color=style.INK, linestyle=dashes, linewidth=0.8)
-        for policy in policies:
-            at = "violations", "partitions"
+        percent = pd.DataFrame(each).add_suffix("_percent")
+        capacities[crossing] = percent.rename_axis("partitions").reset_index()
+        at = "violations", "partitions"
+        violations[crossing] = pd.concat(
             style.band(right, rows, policy, *at, linestyle=dashes)
+            for policy in policies
+        )
     for panel in (left, right):
         panel.set_xscale("log", base=2)
         panel.set_xticks(capacity.index, [f"{count}" for count in capacity.index])
@@ -445,19 +507,24 @@ def weak_scaling(
     looks = [style.policy(policy) for policy in policies]
     lines = [Line2D([], [], color=look["color"], label=look["label"]) for look in looks]
     right.legend(handles=lines, fontsize="small", loc="lower left")
-    return figure
+    shown = {"a": capacities, "b": violations}
+    frames = {panel: stacked(each, "crossing") for panel, each in shown.items()}
+    return Drawing(figure, stacked(frames))
 
 
-def one_sequencer(busy: pd.DataFrame, policies: Sequence[str], load: float) -> Figure:
+def one_sequencer(busy: pd.DataFrame, policies: Sequence[str], load: float) -> Drawing:
     """Cost of a decision against arrivals a second, if one sequencer decides for all.
 
     `busy` is from `scale.one_sequencer`. The dotted line is the time between two
     arrivals: above it one sequencer cannot keep up.
     """
     figure, panel = style.axes(height_in=3.2)
+    frames = {}
     for policy in policies:
         rows = busy.xs((policy, load)).sort_index()
         panel.plot(rows["rate_per_s"], rows["decide_us"], **style.policy(policy))
+        shown = rows[["rate_per_s", "decide_us"]].rename_axis("cores").reset_index()
+        frames[policy] = shown.assign(between_us=1e6 / shown["rate_per_s"])
         if policy == "bid-price":
             for cores, row in rows.iterrows():
                 at = row["rate_per_s"], row["decide_us"]
@@ -470,7 +537,7 @@ def one_sequencer(busy: pd.DataFrame, policies: Sequence[str], load: float) -> F
     style.log_ticks(panel.xaxis, (1,))
     style.log_ticks(panel.yaxis, (1,))
     style.legend_below(figure)
-    return figure
+    return Drawing(figure, stacked(frames, "policy"))
 
 
 # --- What a policy owes to what --------------------------------------------------
@@ -486,7 +553,7 @@ DEFECTS = {
 }
 
 
-def ablation(tables: Mapping[str, pd.DataFrame]) -> Figure:
+def ablation(tables: Mapping[str, pd.DataFrame]) -> Drawing:
     """What each defect of a policy changes, from `grid.ablation`: a panel a table.
 
     In points of the strict count, with 95 % intervals: each defect corrected alone in
@@ -497,10 +564,14 @@ def ablation(tables: Mapping[str, pd.DataFrame]) -> Figure:
         ("corrected", "put back", style.VERMILION, 0.15),
     )
     figure, drawn = style.panels(tables, 3.3, xlabel="violations (points)")
-    for panel, rows in drawn:
+    frames = []
+    for table, (panel, rows) in zip(tables, drawn, strict=True):
         for start, done, colour, shift in ways:
             part = rows[(rows["from"] == start) & (rows["defect"] != "")]
             change = part["strict_change"]
+            columns = ["defect", "strict_change", "strict_low", "strict_high"]
+            points = rows.loc[part.index, columns]
+            frames.append(points.assign(panel=table, change=done))
             panel.errorbar(
                 change, np.arange(len(part)) + shift,
                 xerr=style.whiskers(change, part["strict_low"], part["strict_high"]),
@@ -510,10 +581,10 @@ def ablation(tables: Mapping[str, pd.DataFrame]) -> Figure:
     names = next(iter(tables.values()))["defect"].unique()
     style.name_rows(figure.axes[0], [DEFECTS[name] for name in names if name])
     style.legend_below(figure)
-    return figure
+    return Drawing(figure, pd.concat(frames, ignore_index=True))
 
 
-def goals(table: pd.DataFrame) -> Figure:
+def goals(table: pd.DataFrame) -> Drawing:
     """What is left of FIFO's violations beside the goal, from `goals.against_goals`.
 
     A panel a row of the goals; a bar through each goal says what was to be reached.
@@ -524,9 +595,13 @@ def goals(table: pd.DataFrame) -> Figure:
     }
     axis = {"yscale": style.symlog(0.1), "ylabel": "violations left of FIFO's (%)"}
     figure, drawn = style.panels(rows, 2.9, xlabel="load", **axis)
-    for panel, at in drawn:
+    frames = {}
+    for scenario, (panel, at) in zip(rows, drawn, strict=True):
         left = 100 - at[["reduction", "low", "high", "goal"]]
         places = np.arange(len(at))
+        # Fewer violations are left at the high end of a reduction.
+        ends = {"reduction": "left", "high": "low", "low": "high"}
+        frames[scenario] = pd.DataFrame(left).rename(columns=ends).reset_index()
         panel.errorbar(
             places, left["reduction"],
             yerr=style.whiskers(left["reduction"], left["high"], left["low"]),
@@ -536,10 +611,10 @@ def goals(table: pd.DataFrame) -> Figure:
         panel.hlines(left["goal"], *ends, color=style.VERMILION, label="goal")
         panel.set_xticks(places, [f"{load:g}" for load in at.index])
     style.legend_below(figure)
-    return figure
+    return Drawing(figure, stacked(frames, "scenario"))
 
 
-def ingredients(table: pd.DataFrame) -> Figure:
+def ingredients(table: pd.DataFrame) -> Drawing:
     """Violations without an ingredient, from `goals.ingredients`: a panel a column."""
     without = table.index.str.startswith(("without", "one", "never"))
     colours = pd.Series(np.where(without, style.VERMILION, style.GREY), table.index)
@@ -562,10 +637,14 @@ def ingredients(table: pd.DataFrame) -> Figure:
         panel.tick_params(labelsize=8)
     names = [style.policy(name)["label"] for name in table.index]
     style.name_rows(figure.axes[0], names)
-    return figure
+    frame = table.set_axis(pd.Index(names, name="policy")).rename_axis(
+        columns=["scenario", "load"]
+    )
+    frame = frame.melt(ignore_index=False, value_name="percent").reset_index()
+    return Drawing(figure, frame)
 
 
-def price_of_fairness(table: pd.DataFrame, kinds: Sequence[str]) -> Figure:
+def price_of_fairness(table: pd.DataFrame, kinds: Sequence[str]) -> Drawing:
     """What a bound on the gap costs, from `goals.price_of_fairness`.
 
     Left: violations of each of `kinds` and of all; right: goodput with its interval.
@@ -585,11 +664,16 @@ def price_of_fairness(table: pd.DataFrame, kinds: Sequence[str]) -> Figure:
     for panel in (left, right):
         panel.set_xticks(places, gaps)
         panel.set_xlabel("gap allowed between types (points)")
-    return figure
+    shares = table[["gap", *kinds]].assign(all=table["violations"])
+    frames = {
+        "a": shares.melt("gap", var_name="type", value_name="percent"),
+        "b": table[["gap", "goodput", "low", "high"]],
+    }
+    return Drawing(figure, stacked(frames))
 
 
 # --- Robustness, and the live engine ---------------------------------------------
-def beyond_fifo(table: pd.DataFrame) -> Figure:
+def beyond_fifo(table: pd.DataFrame) -> Drawing:
     """Violations in percent under each misestimation, a panel a load; FIFO is a bar.
 
     `table` is from `robustness.beyond_fifo`.
@@ -610,10 +694,12 @@ def beyond_fifo(table: pd.DataFrame) -> Figure:
         panel.set_xlabel("violations (%)")
     style.name_rows(figure.axes[0], list(names))
     style.legend_below(figure)
-    return figure
+    columns = ["load", "misestimation", "policy", "percent", "fifo"]
+    frame = table.filter(columns).rename(columns={"fifo": "fifo_percent"})
+    return Drawing(figure, frame)
 
 
-def through_a_crowd(shares: pd.DataFrame, last_s: float) -> Figure:
+def through_a_crowd(shares: pd.DataFrame, last_s: float) -> Drawing:
     """Violations over time, and again around the end of a crowd of `last_s`.
 
     `shares` is from `robustness.through_a_crowd`; the crowd is shaded.
@@ -630,10 +716,12 @@ def through_a_crowd(shares: pd.DataFrame, last_s: float) -> Figure:
     end.set(yscale=style.symlog(1), ylim=(0, 150))
     whole.set_ylabel("violations (% of the arrivals of a window)")
     style.legend_below(figure)
-    return figure
+    frame = percent.set_axis(at_ms).rename_axis("arrival_ms").reset_index()
+    frame = frame.melt("arrival_ms", var_name="policy", value_name="percent")
+    return Drawing(figure, frame)
 
 
-def beside_measured(table: pd.DataFrame) -> Figure:
+def beside_measured(table: pd.DataFrame) -> Drawing:
     """Violations of every live run's place, simulated against measured, by engine.
 
     `table` is `live.beside_measured`'s, whose intervals of the error are the bars.
@@ -665,4 +753,7 @@ def beside_measured(table: pd.DataFrame) -> Figure:
                 rows["measured"], rows["simulated"], yerr=around, elinewidth=0.6, **look
             )
     style.legend_below(figure)
-    return figure
+    columns = ["policy", "workers", "measured", "simulated", "error", "low", "high"]
+    frame = table.reset_index().filter(["engine", *columns])
+    units = {name: f"{name}_percent" for name in columns[2:]}
+    return Drawing(figure, frame.rename(columns=units))

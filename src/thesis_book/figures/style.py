@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from functools import partial
 from itertools import pairwise
 from string import ascii_lowercase
 from typing import Any, TypeVar
@@ -21,7 +20,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from matplotlib.transforms import Bbox, ScaledTranslation
 from numpy.typing import ArrayLike
 
-from thesis_book.figures import export
+from thesis_book.figures.export import Drawing, as_vector
 from thesis_lib.common.stats import Interval, mean_interval
 from thesis_lib.sequencer.core.trace import F64
 
@@ -47,7 +46,6 @@ RULE: dict[str, Any] = {"color": INK, "linewidth": 0.8}  # of a line to compare 
 
 def theme() -> None:
     """Set the look of every figure; call once at the top of a notebook."""
-    export.keep_files()
     sns.set_theme(
         context="paper",
         style="ticks",
@@ -89,7 +87,7 @@ def axes(
     """A new figure of the book's width, and its axes row by row: (figure, axes…).
 
     Panels of one row that have no names get `letters`, by which a caption tells them
-    apart: on a narrow screen they stand one below the other, and none is on the left.
+    apart.
     """
     figure, drawn = plt.subplots(
         rows, columns, figsize=(WIDTH_IN, height_in), layout="constrained",
@@ -212,10 +210,11 @@ def printed(text: str) -> str:
 def curve(
     panel: Axes, at: ArrayLike, ends: Sequence[Interval], look: dict[str, Any],
     aside_pt: float | None = None,
-) -> None:  # fmt: skip
-    """Estimates in percent against `at` (n,), their intervals shaded.
+) -> pd.DataFrame:  # fmt: skip
+    """Draw estimates in percent against `at` (n,), their intervals shaded.
 
     Or as whiskers, which stand so many points `aside_pt` that others do not hide them.
+    Returns the drawn columns `percent`, `low_percent` and `high_percent`.
     """
     value, low, high = (
         100 * np.array([getattr(end, each) for end in ends])
@@ -231,16 +230,17 @@ def curve(
         _, caps, bars = drawn.lines
         for each in (*caps, *bars):
             each.set_transform(aside)
+    return pd.DataFrame({"percent": value, "low_percent": low, "high_percent": high})
 
 
 def band(
     panel: Axes, runs: pd.DataFrame, name: str, column: str, x: str = "load",
     whole: float = 1.0, aside_pt: float | None = None, **look: Any,
-) -> None:  # fmt: skip
-    """A policy's mean over seeds in percent of `whole`, with its 95 % interval shaded.
+) -> pd.DataFrame:  # fmt: skip
+    """Draw a policy's mean over seeds in percent of `whole`, with its 95 % interval.
 
     Or as whiskers `aside_pt`, see `curve`. The line has the policy's own style, but for
-    what `look` says.
+    what `look` says. Returns the drawn columns `policy`, `x` and those of `curve`.
     """
     groups = runs[runs["policy"] == name].groupby(x)[column]
     made = {
@@ -248,12 +248,29 @@ def band(
         for at, values in groups
     }
     at, ends = np.array(list(made), float), [*made.values()]
-    curve(panel, at, ends, policy(name) | look, aside_pt)
+    drawn = curve(panel, at, ends, policy(name) | look, aside_pt)
+    drawn.insert(0, x, at)
+    drawn.insert(0, "policy", name)
+    return drawn
 
 
 def whiskers(value: ArrayLike, low: ArrayLike, high: ArrayLike) -> F64:
     """(2, n) lengths of error bars; none where rounding puts an end past the value."""
     return np.clip([np.subtract(value, low), np.subtract(high, value)], 0, None)
+
+
+def distribution(name: str, values: ArrayLike) -> pd.DataFrame:
+    """Return the empirical distribution of n > 0 values, at most 1,000 rows.
+
+    Columns are `name` and `percent_at_or_below`; rows are dense near the largest value.
+    """
+    ordered = np.sort(np.asarray(values, float))
+    n = len(ordered)
+    ranks = np.append(np.linspace(1, n, 500), n + 1 - np.geomspace(1, n, 500))
+    ranks = np.unique(ranks.round().astype(int))
+    return pd.DataFrame(
+        {name: ordered[ranks - 1], "percent_at_or_below": 100 * ranks / n}
+    )
 
 
 def slower(panel: Axes, latency_s: F64, **look: Any) -> None:
@@ -306,9 +323,8 @@ def move_apart(panel: Axes, beside: bool = False) -> None:
     Within the panel and not nearer to another point; of equal places above its own, or
     `beside` it and off the stairs and upright lines that are drawn. The figure is laid
     out first: where there is room shows in its final form. All choose a second time, by
-    where the others stand. For a narrow screen it is done once more.
+    where the others stand.
     """
-    export.LABELLED[panel] = partial(move_apart, beside=beside)
     panel.get_figure(root=True).draw_without_rendering()  # type: ignore[union-attr]
     labels = [text for text in panel.texts if isinstance(text, Annotation)]
     others = [text for text in panel.texts if not isinstance(text, Annotation)]
@@ -408,7 +424,7 @@ def arrow(
 
 
 # --- Runs beside each other -----------------------------------------------------
-def against_reference(times: pd.DataFrame) -> Figure:
+def against_reference(times: pd.DataFrame) -> Drawing:
     """Each time over that of the reference, in the band where it was to be expected.
 
     Columns: says, ratio, low, high (NaN without an interval), expected_low and
@@ -441,7 +457,7 @@ def against_reference(times: pd.DataFrame) -> Figure:
     ax.spines[["left", "top", "right"]].set_visible(False)
     ax.spines["bottom"].set_color(INK)
     ax.grid(False)
-    return figure
+    return Drawing(figure, times)
 
 
 def as_svg(figure: Figure) -> str:
@@ -449,7 +465,7 @@ def as_svg(figure: Figure) -> str:
 
     Text stays text, and takes the colour of the page that it stands on.
     """
-    text = export.svg_element(figure, "none", transparent=True)
+    text = as_vector(figure, "none", transparent=True)
     return text.replace(INK, "currentColor")
 
 

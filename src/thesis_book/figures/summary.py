@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from thesis_book.figures import style
+from thesis_book.figures.export import Drawing, stacked
 from thesis_lib.common.units import MILLISECONDS
 from thesis_lib.sequencer.core.trace import History
 
@@ -22,7 +22,7 @@ KINDS: dict[str, dict[str, Any]] = {  # the bar of a number, by how it was found
 def two_limits(
     before: History, after: History, sizes_bytes: Mapping[str, float],
     device_bytes: float,
-) -> Figure:  # fmt: skip
+) -> Drawing:  # fmt: skip
     """Latencies of a batch beside its deadline, and bytes beside a device's memory.
 
     `before` and `after` are one batch, all of one objective, under two policies; what
@@ -30,9 +30,13 @@ def two_limits(
     """
     figure, left, right = style.axes(2, height_in=2.9)
     rows = np.arange(len(before.latency_s))
+    latencies = {}
     for history, name, shift in ((before, "fifo", -0.17), (after, "bid-price", 0.17)):
         look = style.policy(name) | {"linestyle": "", "markersize": 6}
         ran = ~history.dropped
+        latency_ms = np.where(ran, history.latency_s, np.nan) / MILLISECONDS
+        columns = {"transaction": rows, "latency_ms": latency_ms}
+        latencies[name] = pd.DataFrame(columns)
         left.plot(history.latency_s[ran] / MILLISECONDS, rows[ran] + shift, **look)
         for row in rows[history.dropped]:
             text = {"va": "center", "color": look["color"], "fontsize": 9}
@@ -53,10 +57,16 @@ def two_limits(
     right.set_xlim(sizes.min() / 2, 2 * sizes.max())
     style.log_ticks(right.xaxis, (1,))
     style.legend_below(figure)
-    return figure
+    slo_ms, device_gb = objective_s / MILLISECONDS, device_bytes / 1e9
+    models = pd.DataFrame({"model": list(sizes_bytes), "gigabytes": sizes})
+    frames = {
+        "a": stacked(latencies, "policy").assign(slo_ms=slo_ms),
+        "b": models.assign(device_gigabytes=device_gb),
+    }
+    return Drawing(figure, stacked(frames))
 
 
-def headlines(results: pd.DataFrame) -> Figure:
+def headlines(results: pd.DataFrame) -> Drawing:
     """Results beside what was published and what nothing can pass: a panel an axis.
 
     `results` has a row a bar: axis, says, value, low and high, limit (each NaN where
@@ -76,12 +86,12 @@ def headlines(results: pd.DataFrame) -> Figure:
         ends = style.whiskers(sure["value"], sure["low"], sure["high"])
         panel.errorbar(
             sure["value"], sure["row"], xerr=ends, fmt="|", color=style.INK, ms=4,
-            elinewidth=1, label="interval",
+            elinewidth=1,
         )  # fmt: skip
         for bar in rows.to_dict("records"):
             said = f"{bar['value']:z.1f}".replace("-", "\N{MINUS SIGN}")
-            row, label = bar["row"], f"{bar['says']} ({bar['kind']})"
-            panel.barh(row, bar["value"], 0.42, label=label, **KINDS[bar["kind"]])
+            row = bar["row"]
+            panel.barh(row, bar["value"], 0.42, **KINDS[bar["kind"]])
             style.note(
                 panel, f"{bar['says']}: {said}", (0, row - 0.42), (3, 0), va="center",
                 fontsize=8, xycoords=("axes fraction", "data"), bbox=style.UNDER,
@@ -95,4 +105,5 @@ def headlines(results: pd.DataFrame) -> Figure:
         panel.set_xlim(right=1.2 * rows[["value", "high", "limit"]].max().max())
     shown = [Patch(label=kind, **look) for kind, look in KINDS.items()]
     style.legend_below(figure, [*shown, drawn[0].collections[-1]])
-    return figure
+    columns = ["axis", "says", "kind", "value", "low", "high", "limit"]
+    return Drawing(figure, results.filter(columns))

@@ -59,7 +59,6 @@ from thesis_book.execute.chapters import (
 from thesis_book.execute.claims import HISTORY, REFERENCE, read_claims, read_history
 from thesis_book.execute.parameters import names_in
 from thesis_book.execute.records import Record, choices, contradictions
-from thesis_book.figures.export import PNG, bundle, raster
 from thesis_book.render.notebooks import clean_notebook
 from thesis_book.render.offers import offer
 from thesis_book.render.staging import Published, stage_notebook, write_figure
@@ -355,8 +354,7 @@ def stage(executed: Path, source: Path) -> str:
     (source / DOWNLOADS).mkdir()
     _stage_pages(results, published, source)
     if times := chart(compared, here.label):
-        kept = bundle(times) | {PNG: raster(times)}
-        write_figure(kept, TIMES, book / FIGURES)
+        write_figure(times.bundle(), TIMES, book / FIGURES)
     hardware = book_lines(compared, here.label, f"{FIGURES / TIMES}" if times else None)
     if doubted:
         hardware += ["(sec-doubts)=", *section_lines(doubts_section(doubted, BOOK))]
@@ -382,8 +380,8 @@ def stage(executed: Path, source: Path) -> str:
     for name, lines in generated.items():
         (book / f"{name}.txt").write_text("\n".join(lines))
     if (found := headline_results(records, known.claims)) is not None:
-        drawn = figures.headlines(found)
-        write_figure(bundle(drawn) | {PNG: raster(drawn)}, HEADLINES, book / FIGURES)
+        drawn = figures.headlines(found).bundle()
+        write_figure(drawn, HEADLINES, book / FIGURES)
     files = [path for path in source.rglob("*") if path.is_file()]
     names = "\n".join(str(path.relative_to(source)) for path in sorted(files))
     package = checkout / "src"  # whose docstrings and templates are in the pages

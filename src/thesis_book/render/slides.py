@@ -59,7 +59,7 @@ def _figure(figure: Tag, address: str) -> Tag:
     soup = BeautifulSoup("<figure></figure>", "html.parser")
     shown = soup.figure
     assert shown is not None
-    for image in figure.select("img:not(.pieces img)"):
+    for image in figure.select("img"):
         picture = copy(image)
         picture["src"] = str(image["src"]).removeprefix("../")
         picture["loading"] = "lazy"  # of the two themes, and of the slides to come

@@ -12,9 +12,8 @@ import nbformat
 
 from thesis_book.execute.chapters import CUSTOM, PROFILE_PARAMETER
 from thesis_book.execute.records import Record
-from thesis_book.figures.export import CSV, NARROW, PNG, SVG, unsized
+from thesis_book.figures.export import CSV, PNG, SVG
 from thesis_book.figures.style import dark
-from thesis_book.render.alone import scripts
 from thesis_book.tables.printed import CLAIMS, HTML, signed
 from thesis_lib.common.errors import require
 
@@ -144,10 +143,10 @@ def stage_notebook(
     """A chapter's pages as readers see them, by name: the chapter, and its details.
 
     Cells tagged `details` make the other pages: a title with a label `x-details-NAME`
-    begins one. If there are several, the first lists the questions of all.
-    Every number stays published by the chapter's own page. Times in doubt are marked, alternative texts filled in, and the files of
-    figures written to `figures`, NAME.py among them, which draws one alone. Raises
-    InvalidInput if the run wrote to standard error: a reader would see it.
+    begins one. If there are several, the first lists the questions of all. Every number
+    stays published by the chapter's own page. Times in doubt are marked, alternative
+    texts filled in, and the files of figures written to `figures`. Raises InvalidInput
+    if the run wrote to standard error: a reader would see it.
     """
     notebook, home = nbformat.read(executed, as_version=4), executed.stem
     notebook.metadata.pop("papermill", None)
@@ -180,9 +179,6 @@ def stage_notebook(
             if alt := cell.metadata.get("mystnb", {}).get("image", {}).get("alt"):
                 cell.metadata["mystnb"]["image"]["alt"] = plain(alt)
             page += _shown(cell, tell, partial(published.cells, home=home), figures)
-    for name, script in scripts(notebook, int(home[:2])).items():
-        if (figures / f"{name}.svg").is_file():
-            (figures / f"{name}.py").write_text(script)
     if len(pages) > 2:
         _, *others = pages.values()
         title, top = others[0][0], re.compile(r"(?=\n\n\([\w-]+\)=\n## |\Z)")
@@ -195,7 +191,7 @@ def stage_notebook(
 
 
 def _questions(pages: Sequence[list[Any]]) -> str:
-    """Return a list of the questions that pages of details answer, each page's apart."""
+    """Return the list of questions that the details answer, page by page."""
     lines = []
     for cells in pages:
         text = "\n\n".join(c.source for c in cells if c.cell_type == "markdown")
@@ -250,7 +246,7 @@ def _shown(
     kept = [o.data for o in cell.outputs if CSV in o.get("data", {})]
     if "name" in figure and kept:
         write_figure(kept[0], figure["name"], figures)
-        for kind in {CSV, PNG, NARROW} & kept[0].keys():
+        for kind in {CSV, PNG} & kept[0].keys():
             del kept[0][kind]
         what = "figure"
     if what:
@@ -289,14 +285,10 @@ def _captioned(cell: Any, say: Callable[..., str], caption: str, name: str) -> A
 def write_figure(kept: Mapping[str, str], name: str, folder: Path) -> None:
     """Write the files of a figure from what a notebook keeps of it, by media types.
 
-    They are NAME.svg, for a dark page NAME-dark.svg, for a narrow one NAME-narrow.svg
-    and NAME-narrow-dark.svg where there is such a drawing, NAME.png and NAME.csv.
+    They are NAME.svg, for a dark page NAME-dark.svg, NAME.png and NAME.csv.
     """
-    for kind, end in {SVG: "", NARROW: "-narrow"}.items():
-        if kind in kept:
-            drawing = unsized(kept[kind])
-            (folder / f"{name}{end}.svg").write_text(drawing)
-            (folder / f"{name}{end}-dark.svg").write_text(dark(drawing))
+    (folder / f"{name}.svg").write_text(kept[SVG])
+    (folder / f"{name}-dark.svg").write_text(dark(kept[SVG]))
     (folder / f"{name}.csv").write_text(kept[CSV])
     (folder / f"{name}.png").write_bytes(base64.b64decode(kept[PNG]))
 
@@ -321,6 +313,6 @@ def write_picture(executed: Path, record: Record, name: str, folder: Path) -> No
         "again, or name another figure",
     )
     says = f"<desc>Commit {record.commit}, notebook {record.notebook_sha256}</desc>"
-    drawing = unsized(drawings[0]).replace(">", f">{says}", 1)
+    drawing = drawings[0].replace(">", f">{says}", 1)
     (folder / f"{name}.svg").write_text(drawing)
     (folder / f"{name}-dark.svg").write_text(dark(drawing))
