@@ -59,6 +59,7 @@ def overhead(chapter: chapters.Chapter, rounds: int, folder: Path) -> dict[str, 
     key = chapters.content_key(chapter, values)
     output = folder / "point.ipynb"
     with sweep.connect(1, None) as client:
+
         def alone() -> None:
             chapters.produce(chapter, values, "smoke", output, lambda *_: None)
 
