@@ -352,7 +352,7 @@ if axes and numbers:
         results.melt(axes, numbers, "number"), x=drawn[0], y="value",
         hue=(*drawn, None)[1], col="number", col_wrap=3, height=2.6, kind="line",
         marker="o", errorbar=("pi", 100), facet_kws={"sharey": False},
-    ).set_titles("{col_name}")
+    ).set_titles("{col_name}", size=7)
 """
 
 
