@@ -10,7 +10,7 @@ from test_book import pages
 pytestmark = pytest.mark.browser
 
 CHAPTER = "notebooks/03_enhanced_sequencer.html"
-MOST_KB = 1_100
+MOST_KB = 800
 LEGIBLE_PX = 9  # the smallest letter
 ENDS = {"light": ".svg", "dark": "-dark.svg"}
 
