@@ -16,6 +16,7 @@ from rings import planned
 from thesis_book import figures
 from thesis_book.figures.export import CSV, PNG, SVG, as_vector
 from thesis_book.tables import ring_schedule, worked_example
+from thesis_lib.common.stats import mean_interval
 from thesis_lib.common.units import GiB
 from thesis_lib.memory.model.spec import ModelSpec
 
@@ -176,7 +177,9 @@ DRAWINGS = {  # by function: a drawing, and numbers that it was given, in its ow
             for name, share in (("fifo", 0.5), ("drop", 0.25)))}, ["drop"], 36.0),
         [0.7, 50, 36]),
     "violations_against_load": (
-        lambda draw: draw(RUNS.assign(violations=0.5), ["fifo"]), [0.7, 50]),
+        lambda draw: draw(RUNS.assign(violations=[0.49, 0.51]), ["fifo"]),
+        [0.7, 50, *(100 * getattr(mean_interval([0.49, 0.51]), end)
+                    for end in ("low", "high"))]),
     "distance_to_optimum": (
         lambda draw: draw(pd.concat(
             RUNS.assign(policy=name, violations=0.5) for name in (
