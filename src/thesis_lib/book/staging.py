@@ -26,7 +26,7 @@ _CITED = re.compile(
     r"(?P<unit>(?: (?:%|[nµm]?s|points?|times|[MG]i?B(?:/s)?|毫?秒)(?![\w/]))?)"
 )
 
-# The label above the title of a page of details; what follows "details-" names the page.
+# The label above the title of a page of details: "details-NAME" names the page.
 _PAGE = re.compile(r"\((?P<label>[\w-]+-details(?:-(?P<name>\w+))?)\)=\n# ")
 _QUESTION = re.compile(r"(?m)^\(([\w-]+)\)=\n## .+\n\n\*([^*]+\?)\*$")
 
@@ -145,9 +145,10 @@ def stage_notebook(
 
     Cells tagged `details` make the other pages: a title with a label `x-details-NAME`
     begins one. If there are several, the first lists the questions of all.
-    Every number stays published by the chapter's own page. Times in doubt are marked, alternative texts filled in, and the files of
-    figures written to `figures`, NAME.py among them, which draws one alone. Raises
-    InvalidInput if the run wrote to standard error: a reader would see it.
+    Every number stays published by the chapter's own page. Times in doubt are marked,
+    alternative texts filled in, and the files of figures written to `figures`, NAME.py
+    among them, which draws one alone. Raises InvalidInput if the run wrote to standard
+    error: a reader would see it.
     """
     notebook, home = nbformat.read(executed, as_version=4), executed.stem
     notebook.metadata.pop("papermill", None)
@@ -195,7 +196,7 @@ def stage_notebook(
 
 
 def _questions(pages: Sequence[list[Any]]) -> str:
-    """Return a list of the questions that pages of details answer, each page's apart."""
+    """Return a list of the questions of pages of details, by page."""
     lines = []
     for cells in pages:
         text = "\n\n".join(c.source for c in cells if c.cell_type == "markdown")
