@@ -86,7 +86,7 @@ def add_launch_buttons(app: Sphinx, page, template, context, doctree) -> None:
             "icon": "_static/images/logo_binder.svg",
             "label": "launch-binder",
             "url": f"https://mybinder.org/v2/gh/{owner}/{name}/HEAD"
-            f"?urlpath=lab/tree/{page}.ipynb",
+            f"?urlpath=lab/tree/{page.split('_details')[0]}.ipynb",
         },
         {
             "type": "link",
@@ -108,6 +108,14 @@ def add_launch_buttons(app: Sphinx, page, template, context, doctree) -> None:
             "label": "launch-buttons",
         },
     )
+
+
+def number_appendices(app: Sphinx, env) -> None:
+    """Number figures of pages that have no number A.1, A.2, unlike any chapter's."""
+    for kinds in env.toc_fignumbers.values():
+        for numbers in kinds.values():
+            for name, number in numbers.items():
+                numbers[name] = ("A", *number) if len(number) == 1 else number
 
 
 def set_minus_signs(app: Sphinx, doctree, page) -> None:
@@ -196,6 +204,7 @@ def setup(app: Sphinx) -> dict:
     app.add_directive("play", Play)
     app.connect("html-page-context", add_play)
     app.connect("html-page-context", set_language)
+    app.connect("env-updated", number_appendices)
     app.connect("doctree-resolved", set_minus_signs)
     app.connect("doctree-resolved", keep_units)
     app.connect("doctree-resolved", show_figures)

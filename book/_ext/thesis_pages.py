@@ -54,6 +54,11 @@ INTERFACE = {  # what surrounds a text, on a page in Chinese
 BELOW = "Pages below"  # a chapter, in the contents
 SPOKEN = ["aria-label", "title", "placeholder", "data-bs-title"]
 FRAME = "pst-scrollable-table-container"  # the theme gives it its tabulator stop
+# The mode that the reader chose, otherwise that of the system, before the first paint.
+THEME = """((mode) => ["light", "dark"].includes(mode) ? mode
+  : matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light"
+)(localStorage.getItem("mode"))"""
+STORED = 'localStorage.getItem("theme") || "auto"'
 UNUSED = 'script[src*="fontawesome"], script[type="text/x-thebe-config"]'
 # From files a browser refuses to load a font ahead, and reports it as an error.
 PRELOAD = """if (location.protocol != "file:")
@@ -82,7 +87,8 @@ MISSING = """<!DOCTYPE html>
   src: url("_static/fonts/book-sans-upright.woff2") format("woff2"); }}
 :root {{ color-scheme: light; }}
 :root[data-theme="dark"] {{ color-scheme: dark; }}
-body {{ font: 1.1rem/1.6 "Book Sans", sans-serif;
+body {{ background: light-dark(#fff, #121212); color: light-dark(#1f2328, #e4e7ea);
+  font: 1.1rem/1.6 "Book Sans", sans-serif;
   max-width: 36rem; margin: 15vh auto; padding: 0 1rem; }}
 a {{ color: light-dark(#0a6b80, #5fc9de); }}
 input {{ font: inherit; width: 100%; padding: 0.4rem; box-sizing: border-box; }}
@@ -95,7 +101,7 @@ input {{ font: inherit; width: 100%; padding: 0.4rem; box-sizing: border-box; }}
 <input type="search" name="q" aria-label="Search this book"></form>
 </main>
 <script type="module">
-document.documentElement.dataset.theme = localStorage.getItem("theme");
+document.documentElement.dataset.theme = {theme};
 let folder = location.pathname;
 do folder = folder.replace(/[^/]*\\/?$/, "");
 while (folder !== "/"
@@ -288,7 +294,9 @@ def plain_classes(pygments: str) -> set[str]:
 
 def mend(page: Path, html: Path, plain: set[str], picture: str = "") -> BeautifulSoup:
     """Mend one page of the built book, shown by a `picture`; what it is then."""
-    text = page.read_text()
+    text = page.read_text().replace(STORED, THEME)
+    # Without scripts a page is light.
+    text = text.replace('data-theme="auto"', 'data-theme="light"', 1)
     for name in plain:
         text = re.sub(rf'<span class="{name}">([^<>]*)</span>', r"\1", text)
     soup = BeautifulSoup(text, "html.parser")
@@ -341,7 +349,7 @@ def mend_all(app: Sphinx, exception: Exception | None) -> None:
     known = {"lang": app.config.language, "title": app.config.html_title}
     for name, text in {"index.html": ENTRANCE, "404.html": MISSING}.items():
         first = f"{app.config.root_doc}.html"
-        (html / name).write_text(text.format(**known, first=first))
+        (html / name).write_text(text.format(**known, first=first, theme=THEME))
 
 
 def setup(app: Sphinx) -> dict:

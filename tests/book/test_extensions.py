@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import nbformat
 import numpy as np
+import pydata_sphinx_theme
 import pytest
 from bs4 import BeautifulSoup
 from docutils import nodes
@@ -16,11 +17,19 @@ from thesis_content import keep_units, set_minus_signs, show_figures
 from thesis_index import LOGGER as INDEX_LOGGER
 from thesis_index import add_entries
 from thesis_math import LOGGER, mathml
-from thesis_pages import mend, name_notes, picture_links, plain_classes
+from thesis_pages import (
+    STORED,
+    THEME,
+    mend,
+    name_notes,
+    picture_links,
+    plain_classes,
+)
 from thesis_references import CitedStyle, cite_thesis_once, cited
 from thesis_search import SearchBoth
 from thesis_weight import purge, words
 
+from thesis_book import keep_units, number_appendices, set_minus_signs, show_figures
 from thesis_book.compare.present import PICTURE
 
 ROOT = Path(__file__).parents[2]
@@ -201,6 +210,31 @@ def mended(folder, **words):
     page.write_text(PAGE.format(**words))
     mend(page, folder, {"n"})
     return BeautifulSoup(page.read_text(), "html.parser")
+
+
+def test_figures_of_a_page_without_a_number_are_numbered_apart():
+    env = SimpleNamespace(
+        toc_fignumbers={
+            "notebooks/02": {"figure": {"fig-a": (2, 1)}},
+            "book/rooms": {"figure": {"fig-b": (1,)}, "table": {"tab-c": (2,)}},
+        }
+    )
+    number_appendices(None, env)
+    pages = env.toc_fignumbers
+    assert pages["notebooks/02"] == {"figure": {"fig-a": (2, 1)}}
+    apart = {"figure": {"fig-b": ("A", 1)}, "table": {"tab-c": ("A", 2)}}
+    assert pages["book/rooms"] == apart
+
+
+def test_a_page_begins_in_the_mode_of_the_system_and_is_light_without_scripts(tmp_path):
+    page = tmp_path / "page.html"
+    page.write_text(f'<html data-theme="auto"><script>theme = {STORED}</script></html>')
+    soup = mend(page, tmp_path, set())
+    assert soup.html["data-theme"] == "light"
+    assert soup.script.string == f"theme = {THEME}"
+    layout = Path(pydata_sphinx_theme.__file__).parent / "theme/pydata_sphinx_theme"
+    template = (layout / "layout.html").read_text()
+    assert STORED.replace("auto", "{{ default_mode }}") in template
 
 
 def test_a_mended_page_names_its_parts(tmp_path):

@@ -86,7 +86,7 @@ def violations(page, rules=RULES):
 @pytest.mark.parametrize(("width", "theme", "rules"), AXE_RUNS)
 def test_axe_finds_no_violation_on_any_page(screen, html, server, width, theme, rules):
     page, wrong = screen(width, theme), {}
-    for name in [*pages(html), "search.html?q=tail"]:
+    for name in [*pages(html), "search.html?q=tail", MISSING]:
         page.goto(f"{server}/{name}", wait_until="load")
         faults = {
             f"{fault['id']}: {node['html'][:150]} {node['failureSummary'][:200]}"
@@ -209,6 +209,23 @@ def test_the_switch_of_modes_keeps_the_focus_and_says_the_mode(screen, server):
         assert page.evaluate(
             "() => document.activeElement.matches('.theme-switch-button')"
         )
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_new_reader_gets_the_mode_of_the_system(browser, html, server, theme):
+    context = browser.new_context(color_scheme=theme)
+    page = context.new_page()
+    for name in (FIRST, MISSING, "slides.html"):
+        page.goto(f"{server}/{name}", wait_until="networkidle")
+        shown = page.evaluate("() => document.documentElement.dataset.theme")
+        assert shown == theme, name
+        page.evaluate("() => localStorage.clear()")
+    context.close()
+    context = browser.new_context(color_scheme=theme, java_script_enabled=False)
+    page = context.new_page()
+    page.goto(f"{server}/{FIRST}")
+    assert page.locator("html").get_attribute("data-theme") == "light"
+    context.close()
 
 
 @pytest.mark.parametrize("forced", ["none", "active"])

@@ -87,15 +87,25 @@ def test_the_index_says_the_pages_of_every_word(pages, pdf, reader):
         assert re.sub(r"\s+", "", links[0].find(string=True)) + said in text
 
 
-def test_the_pdf_has_bookmarks_tags_a_title_a_language_and_the_paper(pages, reader):
-    def titles(outline):
-        return [
-            title
-            for entry in outline
-            for title in (titles(entry) if isinstance(entry, list) else [entry.title])
-        ]
+def bookmarks(outline):
+    """The entries of an outline of a PDF, in their order."""
+    for entry in outline:
+        yield from bookmarks(entry) if isinstance(entry, list) else [entry]
 
-    known = {re.sub(r"\s+", "", title) for title in titles(reader.outline)}
+
+def test_no_heading_is_alone_at_the_foot_of_a_sheet(reader):
+    """Two lines of text fit between it and the margin of 20 mm."""
+    tops = {mark.title: mark.top for mark in bookmarks(reader.outline)}
+    low = {name: top for name, top in tops.items() if top and top < 35 * POINTS_PER_MM}
+    assert not low
+
+
+def test_the_pdf_has_bookmarks_tags_a_title_a_language_and_the_paper(pages, reader):
+    titles = [mark.title for mark in bookmarks(reader.outline)]
+    results = pages[0].article.select(".front-result h2")
+    assert len(results) == 2
+    assert {" ".join(result.get_text().split()) for result in results} <= {*titles}
+    known = {re.sub(r"\s+", "", title) for title in titles}
     assert {re.sub(r"\s+", "", page.title) for page in pages} <= known
     assert reader.root_object["/MarkInfo"]["/Marked"]
     assert reader.root_object["/Lang"] == "en"
@@ -247,6 +257,17 @@ def test_slides_turn_by_key_and_print_one_a_page(browser, html):
     assert not clipped
     printed = PdfReader(BytesIO(page.pdf(prefer_css_page_size=True)))
     assert len(printed.pages) == 20
+    page.close()
+
+
+def test_slides_count_keys_that_are_pressed_during_a_scroll(browser, html):
+    page = browser.new_page(viewport={"width": 1280, "height": 720})
+    page.emulate_media(reduced_motion="no-preference")
+    page.goto((html / "slides.html").as_uri())
+    for key, slide in {"ArrowRight": 5, "ArrowLeft": 0}.items():
+        for _ in range(5):
+            page.keyboard.press(key)
+        page.wait_for_function(f"() => main.scrollLeft === {slide} * main.clientWidth")
     page.close()
 
 

@@ -37,11 +37,12 @@ def buttons(extension, page, address):
     return context["header_buttons"]
 
 
+@pytest.mark.parametrize("end", ["", "_details", "_details_scale"])
 @pytest.mark.parametrize("chapter", chapters.chapters(), ids=lambda c: c.name)
 def test_a_chapter_links_to_itself_on_binder_and_to_the_notebook_for_colab(
-    extension, chapter
+    extension, chapter, end
 ):
-    page = f"notebooks/{chapter.name}"
+    page = f"notebooks/{chapter.name}{end}"
     group, download = buttons(extension, page, "https://github.com/example/thesis")
     assert download == {"label": "download-buttons"}
     binder, colab = group["buttons"]

@@ -58,10 +58,8 @@ def _key(name: str) -> str:
 
 
 def _text(tag: Tag | None) -> str:
-    """The words of a tag, without the badge that a heading of the first page has."""
-    said = tag.find_all(string=True) if tag else []
-    shown = (text for text in said if not text.find_parent(class_="badge-kind"))
-    return " ".join("".join(shown).split())
+    """The words of a tag."""
+    return " ".join(tag.get_text().split()) if tag else ""
 
 
 def _contents(toc: Path) -> list[tuple[str, str]]:

@@ -65,6 +65,10 @@ def write_epub(
         for name, space in SPACES.items():
             for tag in page.article.select(name):
                 tag["xmlns"] = space
+        for tag in page.article.select(
+            "svg[viewbox]"
+        ):  # as the parser of HTML names it
+            tag["viewBox"] = tag.attrs.pop("viewbox")
         # MathML 3, which EPUB asks for, knows these on few elements; browsers on all.
         for tag in page.article.select("math [displaystyle], math [scriptlevel]"):
             styled = {n: tag.attrs.pop(n) for n in STYLED if n in tag.attrs}

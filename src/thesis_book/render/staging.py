@@ -25,7 +25,7 @@ _CITED = re.compile(
     r"(?P<unit>(?: (?:%|[nµm]?s|points?|times|[MG]i?B(?:/s)?|毫?秒)(?![\w/]))?)"
 )
 
-# The label above the title of a page of details; what follows "details-" names the page.
+# The label above the title of a page of details: "details-NAME" names the page.
 _PAGE = re.compile(r"\((?P<label>[\w-]+-details(?:-(?P<name>\w+))?)\)=\n# ")
 _QUESTION = re.compile(r"(?m)^\(([\w-]+)\)=\n## .+\n\n\*([^*]+\?)\*$")
 
