@@ -13,7 +13,12 @@ from docutils import nodes
 from PIL import Image
 from pybtex.database import parse_file
 from sphinx.addnodes import pending_xref
-from thesis_content import keep_units, set_minus_signs, show_figures
+from thesis_content import (
+    keep_units,
+    number_appendices,
+    set_minus_signs,
+    show_figures,
+)
 from thesis_index import LOGGER as INDEX_LOGGER
 from thesis_index import add_entries
 from thesis_math import LOGGER, mathml
@@ -29,7 +34,6 @@ from thesis_references import CitedStyle, cite_thesis_once, cited
 from thesis_search import SearchBoth
 from thesis_weight import purge, words
 
-from thesis_book import keep_units, number_appendices, set_minus_signs, show_figures
 from thesis_book.compare.present import PICTURE
 
 ROOT = Path(__file__).parents[2]
