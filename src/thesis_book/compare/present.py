@@ -529,9 +529,9 @@ README_BLOCK = re.compile(
 PICTURE_OF, PICTURE = 4, "fig-violations"  # the chapter, and its figure to be shown
 
 _ELSEWHERE = {
-    "exact": "equal bit for bit",
-    "record": "read from a record, not run again",
-    "tolerance": "equal within a tolerance",
+    "exact": "equal, bit for bit",
+    "record": "read from the record",
+    "tolerance": "equal within tolerance",
     "time": "differs with the machine",
 }
 
