@@ -529,7 +529,7 @@ README_BLOCK = re.compile(
 PICTURE_OF, PICTURE = 4, "fig-violations"  # the chapter, and its figure to be shown
 
 _ELSEWHERE = {
-    "exact": "equal, bit for bit",
+    "exact": "equal bit for bit",
     "record": "read from the record",
     "tolerance": "equal within tolerance",
     "time": "differs with the machine",
