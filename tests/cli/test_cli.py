@@ -272,6 +272,7 @@ def test_several_policies_are_compared_and_one_is_recommended():
         f"take {chosen}: it was chosen on 2 seeds and judged on 2 others, which do "
         f"not tell it from {other}"  # no two seeds do
     )
+    assert said[-1].endswith("tuned for scenario A")
     assert [line.split()[0] for line in said[:-1]] == [
         each["policy"] for each in found["policies"]
     ]

@@ -296,4 +296,5 @@ def _compared(chosen: str, policies: list[dict]) -> list[str]:
     told += f"; there {', '.join(better)} did better" if better else ""
     bound = policies[0]["lower_bound"]
     least = "" if bound is None else f"; no policy has fewer than {bound:.2%}"
-    return [*lines, f"take {chosen}: it {judged}{told}{least}"]
+    constants = "; rules have the constants shipped, which were tuned for scenario A"
+    return [*lines, f"take {chosen}: it {judged}{told}{least}{constants}"]

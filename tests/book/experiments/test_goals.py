@@ -136,6 +136,19 @@ def test_baselines_run_with_constants_of_their_scenario():
         assert (told[0] == told[1]) == (name not in tuned), name
 
 
+@pytest.mark.parametrize(
+    ("constants", "wrong"),
+    [
+        ({"late_sjf": {"flight": 1.0}}, "rule='late_sjf'.* did you mean 'late-sjf'"),
+        ({"bid-price": {"haste": 1.0}}, "rule='bid-price' is unknown"),
+        ({"codel": {"flight": 1.0}}, "constant of codel='flight' is unknown"),
+    ],
+)
+def test_config_rejects_constants_of_no_rule(small, constants, wrong):
+    with pytest.raises(InvalidInput, match=wrong):
+        replace(small, constants=constants)
+
+
 def test_goals_are_set_for_some_loads():
     for loads in ([1.0], iter([1.5, 2.0])):
         with pytest.raises(InvalidInput, match="the goals are set for"):

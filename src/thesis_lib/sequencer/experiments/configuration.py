@@ -208,6 +208,10 @@ class SimulationConfig:
     saturation: Interval | None = None
     constants: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for rule, constants in self.constants.items():
+            rule_options(rule, constants)  # rejects names that it does not know
+
     def think_s(self, load: float) -> float:
         """How long a client of a closed loop thinks at this load; 0 at infinity."""
         require(load > 0, f"load={load:g}: expected a positive one for a closed loop")

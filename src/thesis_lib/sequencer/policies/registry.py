@@ -110,7 +110,14 @@ def rule_options(name: str, constants: Mapping[str, float]) -> dict[str, Any]:
         name: one of LATE_BOUND or WATCHING.
         constants: `flight` and `least_p` of the former, fields of QueueParameters of
             the latter.
+
+    Raises:
+        InvalidInput: for another rule, or a constant that it does not have.
     """
+    choice("rule", name, [*LATE_BOUND, *WATCHING])
+    known = ("flight", "least_p") if name in LATE_BOUND else QueueParameters._fields
+    for constant in constants:
+        choice(f"constant of {name}", constant, known)
     if name in LATE_BOUND:
         return {**constants}
     return {"terms": QueueParameters()._replace(**constants)}
