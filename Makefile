@@ -57,11 +57,12 @@ test: lint ## everything: lint, types, laws, nbval, a sweep, the strict book, th
 	$(MAKE) book PROFILE=smoke
 	$(BIN)/pytest -n logical --maxprocesses 4 --dist load -m browser tests/browser
 
-lint: $(READY) ## ruff, pyright, spelling, and which room may import which
+lint: $(READY) ## ruff, pyright, spelling, import contracts, size limits
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+	$(BIN)/python scripts/sizes.py
 	$(BIN)/codespell *.md data/README.md benchmarks binder book examples notebooks scripts src
 
 proof: $(READY) ## laws that take minutes
@@ -97,7 +98,7 @@ coverage: $(READY) ## share of lines that the laws execute, by room (TESTS=tests
 	  -m 'not browser and not proof and not gpu' -k 'not random_parameters' $(TESTS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --skip-covered --show-missing
-	@for room in $$(find src/thesis_lib -name __init__.py | sort | xargs -n1 dirname); do \
+	@for room in $$(find src -name __init__.py | sort | xargs -n1 dirname); do \
 	  printf '%-40s %4s %%\n' $$room \
 	    $$($(BIN)/coverage report --format=total --include="$$room/*"); done
 
@@ -109,7 +110,7 @@ manifest: ## every file of this commit with its hash, for an archive
 	@mkdir -p build
 	git ls-files -z | xargs -0 sha256sum > build/MANIFEST.sha256
 
-sizes: $(READY) ## lines by room, and of what CONTRIBUTING.md limits
+sizes: $(READY) ## lines of each part, and the limit of each
 	$(BIN)/python scripts/sizes.py
 
 mutants: $(READY) ## break one line at a time; each must turn a check red

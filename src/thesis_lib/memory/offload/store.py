@@ -807,7 +807,6 @@ def _checksums(manifest: Mapping[str, Any], paths: Sequence[Path]) -> dict[int, 
 
 def _read_index(folder: Path) -> _Index:
     single, index = folder / SINGLE, folder / INDEX
-    # What has the name and is no regular file is rejected as that when it is opened.
     if single.is_file() or (os.path.lexists(single) and not index.is_file()):
         return _Index({single: ()})
     if not os.path.lexists(index):
