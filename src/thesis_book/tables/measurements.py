@@ -576,8 +576,9 @@ def passes(record: dict[str, Any]) -> pd.DataFrame:
     names = ["ms", "times one text", "from", "to"]
     table = pd.DataFrame.from_dict(rows, "index", columns=names)
     table.index = pd.MultiIndex.from_tuples(rows, names=runs.index.names)
-    wide: Any = table.unstack(sort=False).swaplevel(axis=1)
-    return wide[[*product(wide.columns.levels[0], names)]]
+    wide: Any = table.unstack(sort=False)
+    ways = runs.index.unique("way")
+    return wide.swaplevel(axis=1)[[*product(ways, names)]]
 
 
 def batches(record: dict[str, Any]) -> pd.DataFrame:
