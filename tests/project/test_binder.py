@@ -22,7 +22,7 @@ CODE = [cell.source for cell in COLAB.cells if cell.cell_type == "code"]
 
 @pytest.fixture(scope="module")
 def extension():
-    path = ROOT / "book" / "_ext" / "thesis_book.py"
+    path = ROOT / "book" / "_ext" / "thesis_content.py"
     spec = importlib.util.spec_from_file_location("thesis_book", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

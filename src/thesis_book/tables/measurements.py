@@ -365,7 +365,7 @@ def prediction_numbers(record: dict[str, Any]) -> dict[str, Any]:
 
 
 # --- Rates ---------------------------------------------------------------------------
-SURE = 3.0  # ends of a crossover further apart than this factor show no crossover
+SURE = 3.0  # the ends of a measured crossover differ by this factor at most
 
 
 def crossover_text(tokens: float, counts: Sequence[int]) -> str:
@@ -379,23 +379,24 @@ def crossover_text(tokens: float, counts: Sequence[int]) -> str:
     return f"{name} token{'s' * (name.split()[-1] != '1')}"
 
 
+def is_measured(found: Interval, counts: Sequence[int]) -> bool:
+    """Return whether an interval of a crossover is within `counts` and narrow."""
+    return counts[0] <= found.low <= found.high <= min(SURE * found.low, counts[-1])
+
+
 def crossover_says(found: Interval, counts: Sequence[int]) -> str:
     """Return what a run says of its crossover, to follow 'it is'.
 
-    `found` is `crossing_interval` between `counts` (n,). An interval that begins or
-    ends beyond the counts, or whose ends differ by a factor of more than SURE, shows
-    no crossover.
+    `found` is `crossing_interval` between `counts` (n,).
     """
     value, low, high = (
         crossover_text(end, counts) for end in (found.value, found.low, found.high)
     )
-    if found.low == found.high and (low.startswith(("at most", "more than"))):
+    if is_measured(found, counts):
+        return f"measured at {value} ({found.low:,.0f} to {found.high:,.0f})"
+    if low == high and found.low in (0, math.inf):
         return low.replace("more than", "not reached up to")
-    if found.low < counts[0] or found.high > SURE * found.low:
-        return (
-            f"not measurable in so restless a run, whose times allow {low} and {high}"
-        )
-    return f"measured at {value} ({found.low:,.0f} to {found.high:,.0f})"
+    return f"not measurable in so restless a run, whose times allow {low} and {high}"
 
 
 def rates(
