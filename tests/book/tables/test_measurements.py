@@ -87,7 +87,7 @@ def test_a_record_of_another_schema_is_refused_by_what_it_lacks(monkeypatch):
 @pytest.mark.parametrize("text", ["{", "[]"])
 def test_what_is_no_record_is_refused(tmp_path, text):
     (tmp_path / "gpu.json").write_text(text)
-    with pytest.raises(InvalidInput, match="JSON.*expected the record of a script"):
+    with pytest.raises(InvalidInput, match=r"JSON.*expected the record of a script"):
         files.read_record("gpu", tmp_path)
 
 
