@@ -65,7 +65,7 @@ def write_epub(
         for name, space in SPACES.items():
             for tag in page.article.select(name):
                 tag["xmlns"] = space
-        for tag in page.article.select("svg[viewbox]"):  # as the parser of HTML names it
+        for tag in page.article.select("svg[viewbox]"):  # of an HTML parser
             tag["viewBox"] = tag.attrs.pop("viewbox")
         # MathML 3, which EPUB asks for, knows these on few elements; browsers on all.
         for tag in page.article.select("math [displaystyle], math [scriptlevel]"):
