@@ -5,7 +5,7 @@ import asyncio
 import httpx
 from starlette import applications, responses, routing
 
-import thesis_serve
+from thesis_serve import AdmissionController, LiveSequencer, SequencerMiddleware
 
 
 async def slow(request):
@@ -15,10 +15,8 @@ async def slow(request):
 
 async def crowd(policy):
     app = applications.Starlette(routes=[routing.Route("/", slow)])
-    sequencer = thesis_serve.LiveSequencer(policy, workers=2, slo_s=0.2)  # 50 a second
-    app = thesis_serve.SequencerMiddleware(
-        app, thesis_serve.AdmissionController(sequencer)
-    )
+    sequencer = LiveSequencer(policy, workers=2, slo_s=0.2)  # 50 a second
+    app = SequencerMiddleware(app, AdmissionController(sequencer))
     client = httpx.AsyncClient(transport=httpx.ASGITransport(app))
     async with client, asyncio.TaskGroup() as clients:
         for _ in range(200):

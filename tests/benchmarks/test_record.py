@@ -89,7 +89,9 @@ def test_other_settings_are_refused_everywhere(path):
 def test_what_is_no_record_is_refused_and_left_alone(path):
     path.parent.mkdir()
     path.write_text('{"points": [')
-    with pytest.raises(InvalidInput, match=r"is no record .*: make it again"):
+    with pytest.raises(
+        InvalidInput, match=r"readable JSON: expected the record of a script"
+    ):
         Record(path, resume=["points"])
     assert path.read_text() == '{"points": ['
     with pytest.raises(InvalidInput, match=r"expected one that ends in \.json"):

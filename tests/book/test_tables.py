@@ -43,7 +43,7 @@ def test_every_citation_is_in_the_references(pages):
 
 def test_names_in_the_figure_of_sizes_do_not_overlap():
     figures.theme()
-    figure = figures.model_sizes(MODELS, DEVICES)
+    figure = figures.model_sizes(MODELS, DEVICES).figure
     figure.canvas.draw()
     (ax,) = figure.axes
     names = {text.get_text(): text.get_window_extent() for text in ax.texts}

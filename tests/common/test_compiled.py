@@ -14,17 +14,19 @@ RUN = """
 import numpy as np
 from thesis_lib.common.compiled import njit
 from thesis_lib.common.units import MiB
-from thesis_lib.sequencer.core.trace import KeySets
-from thesis_lib.sequencer.simulator import replica
+from thesis_lib.sequencer.policies.rules import mix
 
 @njit(cache=True)
 def constant():
     return MiB
 
-keys = KeySets(np.array([0, 1]), np.array([0]), np.array([True]), 1)
-state = replica.final_state(keys, np.array([0]))
-compiled = constant, replica._execute
-print(constant(), *state, int(all(each.stats.cache_hits for each in compiled)))
+@njit(cache=True)
+def mixed(value):
+    return mix(value)
+
+state = mixed(np.uint64(5))
+compiled = constant, mixed
+print(constant(), state, int(all(each.stats.cache_hits for each in compiled)))
 """
 
 

@@ -5,7 +5,8 @@ import subprocess
 import sys
 
 RUN = """
-from thesis_lib.sequencer.experiments import configuration, grid, scaling
+from thesis_book.experiments.sequencer import scaling
+from thesis_lib.sequencer.experiments import configuration, grid
 from thesis_lib.sequencer.core.events import Delays
 from thesis_lib.sequencer import SimulationConfig
 for name, delays in (("A", Delays()), ("C", Delays(lag_s=5e-4))):
