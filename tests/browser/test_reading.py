@@ -1,6 +1,7 @@
 """The book for who listens, uses keys, sees poorly, or waits for a network."""
 
 import itertools
+import re
 from importlib.resources import files
 from urllib.parse import urlsplit
 
@@ -50,6 +51,15 @@ MOST_FONTS_KB = 200
 MOST_SHIFT = 0.05  # of the screen, a tenth of what readers call unstable
 FIRST = "book/index.html"
 SCREENS = ((1280, 800), (390, 844))
+MOST_WORDS = 3_500  # of a chapter's main page: 15 minutes, 233 words each
+TEXT = """article => {
+    const text = article.cloneNode(true);
+    for (const other of text.querySelectorAll(
+        "script, style, math, svg, .cell_input, .headerlink, details:not([open])")) {
+        other.remove();
+    }
+    return text.textContent.replace(/[¶]/g, " ");
+}"""
 SHIFTS = """window.shifts = [];
     new PerformanceObserver((list) => window.shifts.push(...list.getEntries()))
         .observe({ type: "layout-shift", buffered: true });"""
@@ -140,6 +150,17 @@ def test_nothing_in_sight_moves_while_a_page_loads(
     assert not moved
 
 
+def test_a_chapter_is_read_in_a_quarter_of_an_hour(screen, html, server):
+    page, words = screen(1280), {}
+    for chapter in sorted((html / "notebooks").glob("*.html")):
+        if "_details" not in chapter.name:
+            page.goto(f"{server}/notebooks/{chapter.name}")
+            text = page.locator("article.bd-article").evaluate(TEXT)
+            words[chapter.stem] = len(re.findall(r"\S*\w\S*", text))
+    assert len(words) == 7
+    assert all(1_000 < count <= MOST_WORDS for count in words.values()), words
+
+
 @pytest.mark.parametrize("width", [1280, 1600])
 def test_the_column_does_not_wait_for_the_list_of_sections(screen, server, width):
     page = screen(width)
@@ -157,13 +178,14 @@ def test_drawing_and_results_are_on_the_first_screen(screen, server, width, heig
     page = screen(width)
     page.set_viewport_size({"width": width, "height": height})
     page.goto(f"{server}/{FIRST}")
-    results = page.locator(".front-result h2").all()
-    if width < height:  # a phone: the drawing, and the first result
-        results = page.locator(".front-idea, figure svg").all()[:1] + results[:1]
-    assert len(results) == 2
-    for result in results:
+    results = page.locator(".front-result")  # a title, a drawing, and bars
+    parts = [results.locator(part).all() for part in ("h2", "svg", ".ours")]
+    if width < height:  # a phone, with one result below the other
+        parts = [shown[:1] for shown in parts]
+    assert all(parts)
+    for result in itertools.chain(*parts):
         box = result.bounding_box()
-        assert 0 <= box["y"] < box["y"] + box["height"] <= height, result.inner_text()
+        assert 0 <= box["y"] < box["y"] + box["height"] <= height
 
 
 def test_keys_reach_everything_and_show_where_they_are(screen, server):
