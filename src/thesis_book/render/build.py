@@ -60,7 +60,7 @@ from thesis_book.execute.claims import HISTORY, REFERENCE, read_claims, read_his
 from thesis_book.execute.parameters import names_in
 from thesis_book.execute.records import Record, choices, contradictions
 from thesis_book.render.notebooks import clean_notebook
-from thesis_book.render.offers import offer
+from thesis_book.render.offers import number_references, offer_pdf
 from thesis_book.render.staging import Published, stage_notebook, write_figure
 from thesis_book.widgets.widget import PARTS, widget
 from thesis_lib.common.errors import InvalidInput, require
@@ -321,8 +321,6 @@ def _stage_pages(
         for name, page in pages.items():
             (source / "notebooks" / f"{name}.ipynb").write_text(page)
             (source / DOWNLOADS / f"{name}.ipynb").write_text(clean)
-    if (slides := book / "slides.md").is_file():
-        slides.write_text(published.plain(slides.read_text(), "slides"))
     for page in book.glob("*.md"):
         text = page.read_text()
         language = "zh-Hant" if "lang: zh-Hant" in text else "en"
@@ -411,7 +409,7 @@ def _render(executed: Path, output: Path) -> tuple[Path, bool]:
     source, scratch, html = (output / name for name in ("source", "scratch", "html"))
     digest, stamp, index = stage(executed, source), output / STAMP, html / "index.html"
     if stamp.is_file() and stamp.read_text() == digest and index.is_file():
-        offer(html, source)
+        offer_pdf(html, source)
         return index, False
     _clear(scratch)
     command = [
@@ -432,6 +430,7 @@ def _render(executed: Path, output: Path) -> tuple[Path, bool]:
     (scratch / "_build" / "html").rename(html)
     _clear(scratch)
     shutil.copytree(source / DOWNLOADS, html / "_sources/notebooks", dirs_exist_ok=True)
+    number_references(html, source / "book" / "_toc.yml")
     stamp.write_text(digest)
-    offer(html, source)
+    offer_pdf(html, source)
     return index, True
