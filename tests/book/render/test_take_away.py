@@ -248,8 +248,10 @@ def test_an_index_says_its_pages_in_their_order_and_each_once(book, monkeypatch)
     html, _ = book
     more, texts = html / "book" / "more.html", []
     places = ["first.html#first", "../notebooks/01_one.html#sec", "#more", "#more"]
-    links = [f'<a href="{to}"><b class="place">1.1</b></a>' for to in places]
-    entries = f"<ul class='index-entries'><li>word {', '.join(links)}</li></ul>"
+    names = ["word", "[1]", "[2]", "[3]"]
+    pairs = zip(places, names, strict=True)
+    links = [f'<a href="{to}">{name}</a>' for to, name in pairs]
+    entries = f"<ul class='genindextable'><li>{', '.join(links)}</li></ul>"
     more.write_text(more.read_text().replace("</h1>", f"</h1>{entries}"))
     numbers = {"first--first": 7, "one--sec": 12, "more--more": 3}
     monkeypatch.setattr(
@@ -257,7 +259,7 @@ def test_an_index_says_its_pages_in_their_order_and_each_once(book, monkeypatch)
     )
     monkeypatch.setattr(pdf, "page_numbers", lambda content: numbers)
     pdf.write_pdf("a browser", html, pages_of(book), ABOUT, html / "a.pdf")
-    entry = BeautifulSoup(texts[1], "html.parser").select_one(".index-entries li")
+    entry = BeautifulSoup(texts[1], "html.parser").select_one(".genindextable li")
     assert entry.get_text() == "word 3, 7, 12"
     leads = [link["href"] for link in entry.select("a")]
     assert leads == ["#more--more", "#first--first", "#one--sec"]
