@@ -64,7 +64,7 @@ def run(
     made = compare_.Run("this run", tuple(record for record, _ in outcome))
     compared = compare_.compare([made], read_claims().claims, compare_.read_reference())
     doubted = compare_.doubts(compared, made)
-    doubts = present.doubts_section(doubted, present.TERMINAL)
+    doubts = present.doubts_section(doubted)
     warning = [f"{doubts.heading}: {doubts.text}", *(f"  {n}" for n in doubts.notes)]
     show(
         {

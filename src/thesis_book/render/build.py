@@ -35,7 +35,6 @@ from thesis_book.compare.comparison import (
 )
 from thesis_book.compare.headlines import headline_results
 from thesis_book.compare.present import (
-    BOOK,
     book_lines,
     chart,
     doubts_section,
@@ -93,7 +92,7 @@ def _published(results: list[tuple[Path, Record]], compared: Comparison) -> Publ
                 if name in known:
                     known[word] = known[name]
     by_chapter = {record.chapter: record for _, record in results}
-    keys = [(row.claim.chapter, row.claim.key) for row in compared.rows]
+    keys = [(claim.chapter, claim.key) for claim in compared.rows["claim"]]
     claims = {
         record.chapter: {
             name: anchor(key)
@@ -133,7 +132,7 @@ def _results(executed: Path) -> list[tuple[Path, Record]]:
 
 def _provenance(records: list[Record]) -> list[str]:
     """What the chapters ran on and with, as MyST Markdown."""
-    machine = machines_section([machine_of("this run", records)], BOOK)
+    machine = machines_section([machine_of("this run", records)])
     table = [
         [
             str(r.number),
@@ -355,7 +354,7 @@ def stage(executed: Path, source: Path) -> str:
         write_figure(times.bundle(), TIMES, book / FIGURES)
     hardware = book_lines(compared, here.label, f"{FIGURES / TIMES}" if times else None)
     if doubted:
-        hardware += ["(sec-doubts)=", *section_lines(doubts_section(doubted, BOOK))]
+        hardware += ["(sec-doubts)=", *section_lines(doubts_section(doubted))]
     history = read_history(checkout / "data" / REFERENCE / "default" / HISTORY)
     audited = audit(known, records, labels, reference.records, history)
     cards = claim_cards(audited, compared.of(here.label), doubted)
