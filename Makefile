@@ -14,7 +14,7 @@ export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help book test smoke full lab outputs mutants proof headline gpu lint clean fonts lock setup
-.PHONY: pdf epub slides release coverage sizes ae manifest bench
+.PHONY: pdf release coverage sizes ae manifest bench
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -31,10 +31,6 @@ $(READY): requirements.lock requirements-nodeps.lock pyproject.toml scripts/inst
 book: $(READY) ## execute every chapter and render the book (PROFILE=default)
 	$(BIN)/thesis run --profile $(PROFILE)
 	$(BIN)/thesis book --profile $(PROFILE)
-
-epub: book ## the book with its EPUB: another name of make book, which makes it
-
-slides: book ## the book with the slides of the defence: likewise
 
 pdf: $(READY) ## the book with its PDF, for which Chromium must be there (PROFILE=default)
 	$(BIN)/thesis run --profile $(PROFILE)

@@ -4,6 +4,7 @@ Sphinx writes a page, this mends it: names for buttons and dialogues, headers of
 languages of phrases, a description. Scripts that nothing needs go.
 """
 
+import base64
 import json
 import re
 from pathlib import Path
@@ -76,7 +77,7 @@ ENTRANCE = """<!DOCTYPE html>
 </html>
 """
 # It may be shown at any address below the book, whose folder is the nearest above that
-# holds the book's index; the face is put in by `thesis_weight`.
+# holds the book's index; `embed_text_faces` puts the face in.
 MISSING = """<!DOCTYPE html>
 <html lang="{lang}">
 <meta charset="utf-8">
@@ -221,7 +222,7 @@ def name_notes(soup: BeautifulSoup) -> None:
 
 def mend_tables(soup: BeautifulSoup) -> None:
     """Frame every table, say what its headers head, and drop what nobody sees."""
-    for number, table in enumerate(soup.select("article table")):
+    for number, table in enumerate(soup.select("article table:not(.genindextable)")):
         for style in table.parent.find_all("style", recursive=False):
             style.decompose()
         if FRAME not in table.parent.get("class", []):
@@ -335,6 +336,22 @@ def mend_excerpts(script: Path) -> None:
     script.write_text(text)
 
 
+def embed_text_faces(html: Path) -> None:
+    """Put the faces of the text into their style, so that no line moves when one comes.
+
+    Firefox, which loads no font from beside a page that is a file, shows them too. The
+    page for wrong addresses has the face itself: it cannot know where the book is.
+    """
+    static = html / "_static"
+    for style in (static / "fonts.css", html / "404.html"):
+        text = style.read_text()
+        for face in (static / "fonts").glob("book-sans-*.woff2"):
+            data = base64.b64encode(face.read_bytes()).decode()
+            address = f"data:font/woff2;base64,{data}"
+            text = re.sub(rf"[\w/]*fonts/{face.name}", address, text)
+        style.write_text(text)
+
+
 def mend_all(app: Sphinx, exception: Exception | None) -> None:
     """Mend every page; write their cards, the entrance, and one for wrong addresses."""
     if exception or app.builder.name != "html":
@@ -350,6 +367,7 @@ def mend_all(app: Sphinx, exception: Exception | None) -> None:
     for name, text in {"index.html": ENTRANCE, "404.html": MISSING}.items():
         first = f"{app.config.root_doc}.html"
         (html / name).write_text(text.format(**known, first=first, theme=THEME))
+    embed_text_faces(html)
 
 
 def setup(app: Sphinx) -> dict:

@@ -64,7 +64,7 @@ def run(
     made = compare_.Run("this run", tuple(record for record, _ in outcome))
     compared = compare_.compare([made], read_claims().claims, compare_.read_reference())
     doubted = compare_.doubts(compared, made)
-    doubts = present.doubts_section(doubted, present.TERMINAL)
+    doubts = present.doubts_section(doubted)
     warning = [f"{doubts.heading}: {doubts.text}", *(f"  {n}" for n in doubts.notes)]
     show(
         {
@@ -156,7 +156,7 @@ def book(
 ) -> None:
     """Render the executed chapters of a profile as the book, warnings as errors.
 
-    Its PDF, where Chromium is there, its EPUB and the slides lie beside it.
+    Chromium, if it is installed, prints the book's PDF.
     """
     from thesis_book.execute import chapters
     from thesis_book.render import build as book_
@@ -173,7 +173,7 @@ def book(
             on_wait=lambda: typer.echo(waiting, err=True),
         )
     state = "rendered" if built else "up to date"
-    made = [path for name in offers.ALL if (path := index.with_name(name)).is_file()]
+    made = [path for path in [index.with_name(offers.PDF)] if path.is_file()]
     show(
         {"index": str(index), "built": built, "made": [str(path) for path in made]},
         as_json,

@@ -32,7 +32,6 @@ from thesis_pages import (
 )
 from thesis_references import CitedStyle, cite_thesis_once, cited
 from thesis_search import SearchBoth
-from thesis_weight import purge, words
 
 from thesis_book.compare.present import PICTURE
 
@@ -143,24 +142,6 @@ def test_words_that_only_look_british_stay_apart():
 def test_chinese_is_indexed_by_one_and_by_two_characters():
     found = SearchBoth({}).split("GPT 定序器，量化x2")
     assert found == ["GPT", "定", "序", "器", "定序", "序器", "量", "化", "量化", "x2"]
-
-
-def test_a_style_that_may_match_is_kept_and_no_other():
-    css = """/* a remark */
-    .seen, .unseen > a { color: red }
-    a:not(.unseen):hover { color: blue }
-    #gone .seen { color: green }
-    @media print { .unseen { x: y } .seen::before { content: "," } }
-    @media screen { .unseen { x: y } }
-    @font-face { font-family: A }
-    """
-    kept = purge(css, words(['<p class="seen">']))
-    assert kept.split("\n") == [
-        ".seen{color: red}",
-        "a:not(.unseen):hover{color: blue}",
-        '@media print {.seen::before{content: ","}}',
-        "@font-face { font-family: A }",
-    ]
 
 
 def test_code_is_plain_where_both_themes_draw_it_so():

@@ -2,7 +2,6 @@
 
 import json
 import re
-import zipfile
 
 import pytest
 from bs4 import BeautifulSoup
@@ -196,11 +195,3 @@ def test_paper_has_no_card_and_no_mark_and_forced_colours_a_frame(visit, html):
     assert number.evaluate(line) == "none"
     around = number.evaluate("(e) => getComputedStyle(e.parentElement).color")
     assert number.evaluate("(e) => getComputedStyle(e).color") == around
-
-
-def test_what_readers_take_away_has_none_of_it(html):
-    with zipfile.ZipFile(html / "thesis.epub") as epub:
-        texts = [epub.read(n).decode() for n in epub.namelist() if n.endswith("html")]
-    for text in [*texts, (html / "slides.html").read_text()]:
-        page = BeautifulSoup(text, "html.parser")
-        assert not page.select(f".claim, {CARD}, [href*='--claim-'], [src*='cards']")

@@ -235,7 +235,7 @@ def test_the_switch_of_modes_keeps_the_focus_and_says_the_mode(screen, server):
 def test_a_new_reader_gets_the_mode_of_the_system(browser, html, server, theme):
     context = browser.new_context(color_scheme=theme)
     page = context.new_page()
-    for name in (FIRST, MISSING, "slides.html"):
+    for name in (FIRST, MISSING):
         page.goto(f"{server}/{name}", wait_until="networkidle")
         shown = page.evaluate("() => document.documentElement.dataset.theme")
         assert shown == theme, name
@@ -418,7 +418,7 @@ def test_the_search_box_is_in_sight_on_every_page(screen, html, server):
     page = screen(1280)
     for name in pages(html):
         page.goto(f"{server}/{name}", wait_until="load")
-        for box in page.locator(".search-button-field").all():  # slides have none
+        for box in page.locator(".search-button-field").all():
             place = box.bounding_box()
             assert place is None or 0 <= place["y"] < 900, name
 

@@ -75,20 +75,6 @@ def test_styles_ask_only_for_files_that_are_there(html):
     assert not missing
 
 
-def test_no_static_file_is_idle(html):
-    static = [p for p in (html / "_static").rglob("*") if p.is_file()]
-    texts = [*html.rglob("*.html"), *html.rglob("*.css"), *html.rglob("*.js")]
-    said = {path: path.read_text() for path in texts if path.name != "searchindex.js"}
-    idle = {
-        str(path.relative_to(html))
-        for path in static
-        if path.name != "OFL.txt"
-        and not any(path.name in text for p, text in said.items() if p != path)
-    }
-    assert not idle
-    assert not [path for path in static if path.suffix == ".map"]
-
-
 def test_every_page_has_a_language_a_title_and_a_description(soups):
     for name, soup in soups.items():
         assert soup.html["lang"] in ("en", "zh-Hant"), name
@@ -110,28 +96,3 @@ def test_the_picture_of_links_is_small_and_that_of_every_page_or_of_none(soups, 
     for picture in pictures:
         path = re.fullmatch(r"https://[\w-]+\.github\.io/[\w.-]+/(.+)", picture)[1]
         assert (html / path).stat().st_size < 100_000
-
-
-def named(soup, place):
-    """How a page names a place of it: by a number, or by its own title."""
-    element = soup.find(id=place)
-    if "math" in element.get("class", []):
-        return element.select_one(".eqno").get_text().partition(")")[0] + ")"
-    captioned = {"proof", "table-caption"} & {*element.get("class", [])}
-    if element.name == "figure" or captioned:
-        return element.select_one(".caption-number").get_text(strip=True)
-    heading = element if element.name == "h1" else element.find_next(["h1", "h2", "h3"])
-    number = heading.select_one(".section-number") if element.name != "dt" else None
-    return (number or soup.h1.find(string=True)).get_text(strip=True).rstrip(".")
-
-
-def test_the_index_names_every_place_as_its_page_does(soups):
-    links = soups["genindex.html"].select(".index-entries a:has(.place)")
-    assert len(links) > 200
-    wrong = set()
-    for link in links:
-        page, _, place = unquote(link["href"]).partition("#")
-        said = link.select_one(".place").get_text()
-        if said != (meant := named(soups[page], place)):
-            wrong.add(f"{link['href']}: {said}, there {meant}")
-    assert not wrong

@@ -1,16 +1,11 @@
-"""What readers take away of the built book: PDF, EPUB, slides, prints, notebooks."""
+"""What readers take away of the built book: PDF, prints, notebooks."""
 
-import json
 import re
-import zipfile
 from io import BytesIO
-from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
 import nbformat
 import pytest
-from bs4 import BeautifulSoup
-from epubs import faults_of_epub
 from pypdf import PdfReader
 
 from thesis_book.render.articles import read_pages
@@ -20,8 +15,6 @@ pytestmark = pytest.mark.browser
 
 POINTS_PER_MM = 72 / 25.4
 PAPER_PX = round(170 / 25.4 * 96)  # between the margins of print.css
-NUMBER = re.compile(r"\d[\d.,]*")
-GLUED = re.compile(r"\{glue:text\}`\.\./notebooks/(\w+)\.ipynb::(\w+):([^`]+)`")
 
 
 @pytest.fixture(scope="module")
@@ -77,14 +70,12 @@ def test_the_index_says_the_pages_of_every_word(pages, pdf, reader):
     numbers = page_numbers(pdf)
     sheets = reader.pages[numbers["genindex"] - 1 :]
     text = re.sub(r"\s+", "", "".join(sheet.extract_text() for sheet in sheets))
-    entries = pages[-1].article.select(".index-entries li")
-    leading = [
-        links for li in entries if (links := li.select(":scope > a:has(.place)"))
-    ]
+    entries = pages[-1].article.select(".genindextable li")
+    leading = [links for li in entries if (links := li.select(":scope > a"))]
     assert len(leading) > 150
     for links in leading:
         said = ",".join(map(str, sorted({numbers[a["href"][1:]] for a in links})))
-        assert re.sub(r"\s+", "", links[0].find(string=True)) + said in text
+        assert re.sub(r"\s+", "", links[0].get_text()) + said in text
 
 
 def bookmarks(outline):
@@ -135,24 +126,6 @@ def test_no_text_of_the_pdf_begins_outside_the_margins(pages, pdf, reader):
     for row in pages[at].article.select("table tr"):
         last = re.sub(r"\s+", "", row.find_all(["td", "th"])[-1].get_text())
         assert last in found
-
-
-# --- EPUB -----------------------------------------------------------------------
-
-
-def test_the_epub_is_whole_and_small_and_its_formulas_need_no_script(html, pages):
-    content = (html / "thesis.epub").read_bytes()
-    assert not faults_of_epub(content)
-    assert len(content) < 2e6
-    with zipfile.ZipFile(BytesIO(content)) as file:
-        texts = [file.read(f"EPUB/{page.key}.xhtml").decode() for page in pages]
-        held = {PurePosixPath(name).name for name in file.namelist()}
-        style = file.read("EPUB/book.css").decode()
-    faces = re.findall(r'url\("fonts/([^"]+)"\)', style)
-    assert len(faces) >= 5
-    assert set(faces) <= held
-    assert sum(text.count("<math") for text in texts) > 100
-    assert not [text for text in texts if re.search(r"\\[(\[][\s\S]*\\[)\]]", text)]
 
 
 # --- A page that is printed -------------------------------------------------------
@@ -206,68 +179,6 @@ def test_a_chapter_prints_its_number_and_words_and_none_of_the_screen(browser, h
         assert "Learning for Systems, Systems for Learning" in text
         assert re.search(rf"(?<!\d){number}(?!\d)", text)
         assert "notebooks/03_enhanced_sequencer.html" in text
-
-
-# --- Slides and notebooks ----------------------------------------------------------
-
-
-def records_of(html):
-    folder = html.parents[2] / "chapters" / html.parent.name
-    return {
-        path.stem: json.loads(path.read_text())["numbers"]
-        for path in folder.glob("*.json")
-    }
-
-
-def test_every_number_of_a_slide_is_that_of_the_records(html, request):
-    records = records_of(html)
-    root = request.config.rootpath
-    text = GLUED.sub(
-        lambda hit: format(records[hit[1]][hit[2]], hit[3]),
-        (root / "book" / "slides.md").read_text(),
-    )
-    meant = re.split(r"^---$", text, flags=re.MULTILINE)
-    soup = BeautifulSoup((html / "slides.html").read_text(), "html.parser")
-    shown = soup.select("section")
-    assert len(meant) == len(shown) == 20
-    for source, slide in zip(meant, shown, strict=True):
-        for extra in slide.select("figcaption, .count"):
-            extra.decompose()
-        source = re.sub(r"\]\([^)]*\)", "]", source)
-        assert NUMBER.findall(slide.get_text()) == NUMBER.findall(source)
-
-
-def test_slides_turn_by_key_and_print_one_a_page(browser, html):
-    page = browser.new_page(viewport={"width": 1280, "height": 720})
-    page.emulate_media(reduced_motion="reduce")
-    page.goto((html / "slides.html").as_uri())
-
-    def after(key):
-        page.keyboard.press(key)
-        page.wait_for_timeout(150)
-        return page.evaluate("() => current() + 1")
-
-    keys = ["ArrowRight", " ", "PageDown", "ArrowLeft", "End", "ArrowRight", "Home"]
-    assert [after(key) for key in keys] == [2, 3, 4, 3, 20, 20, 1]
-    clipped = page.evaluate(
-        "() => slides.filter((s) => s.scrollHeight > s.clientHeight + 1"
-        " || s.scrollWidth > s.clientWidth + 1).map((s) => s.id)"
-    )
-    assert not clipped
-    printed = PdfReader(BytesIO(page.pdf(prefer_css_page_size=True)))
-    assert len(printed.pages) == 20
-    page.close()
-
-
-def test_slides_count_keys_that_are_pressed_during_a_scroll(browser, html):
-    page = browser.new_page(viewport={"width": 1280, "height": 720})
-    page.emulate_media(reduced_motion="no-preference")
-    page.goto((html / "slides.html").as_uri())
-    for key, slide in {"ArrowRight": 5, "ArrowLeft": 0}.items():
-        for _ in range(5):
-            page.keyboard.press(key)
-        page.wait_for_function(f"() => main.scrollLeft === {slide} * main.clientWidth")
-    page.close()
 
 
 def test_the_notebooks_to_take_away_are_executed_and_clean(html):

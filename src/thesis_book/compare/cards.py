@@ -2,15 +2,17 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+import pandas as pd
+
 from thesis_book.compare.audit import Audited, anchor, rests
-from thesis_book.compare.comparison import Row, demand
+from thesis_book.compare.comparison import demand
 from thesis_book.compare.present import as_change, format_quantity
 from thesis_book.execute.pages import render_page
 
 
 def claim_cards(
     audited: Sequence[Audited],
-    rows: Sequence[Row],
+    rows: pd.DataFrame,
     doubted: Mapping[str, Mapping[str, str]],
 ) -> dict[str, str]:
     """The card of each claim that was published, as HTML, by its anchor in the audit.
@@ -18,7 +20,7 @@ def claim_cards(
     `rows` hold the same run against its reference; `doubted` says, by chapter and name,
     which of its times should not be believed, and why. Links start at the book's root.
     """
-    expected = {row.claim.key: row.expected for row in rows}
+    expected = {row.claim.key: row.expected for row in rows.itertuples()}
     cards = {}
     for each in audited:
         key = each.claim.key

@@ -1,15 +1,17 @@
-"""Hold runs of different machines against a reference, claim by claim.
+"""Compare runs of different machines with a reference, claim by claim.
 
-A run is the records of a folder. What must be equal, what may differ and by how much
-is said by the claims; a number is only held against one of the same parameters. What
-comes of it is one list, with a row for each claim in each run.
+A run is the records of a folder. The claims say what must be equal and what may differ,
+and by how much; a number is only compared with one of the same parameters. The result
+is one table with a row for each claim, profile and run.
 """
 
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import pandas as pd
 
 from thesis_book.execute.chapters import PROFILE_PARAMETER, PROFILES, read_records
 from thesis_book.execute.claims import (
@@ -50,8 +52,7 @@ class Run:
         return next(iter(same or ([] if self.committed else found)), None)
 
 
-@dataclass(frozen=True, slots=True)
-class Quantity:
+class Quantity(NamedTuple):
     """A value with the ends of its interval, or of its range, where it has one."""
 
     value: Number
@@ -61,95 +62,58 @@ class Quantity:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """What became of a claim in one run, at one profile."""
-
-    claim: Claim
-    profile: str
-    run: str
-    reference: Quantity | None
-    value: Quantity | None
-    apart: Quantity | None  # of a time the ratio to the reference, else the difference
-    expected: float | None  # of a time: the ratio that the machine's rate predicts
-    verdict: Verdict
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, without what is the claim's."""
-        apart = self.apart and asdict(self.apart)
-        is_time = self.claim.kind == "time"
-        return {
-            "run": self.run,
-            "value": self.value and asdict(self.value),
-            "difference": None if is_time else apart,
-            "ratio": apart if is_time else None,
-            "expected_ratio": self.expected,
-            "demand": demand(self.claim, self.expected),
-            "verdict": self.verdict.word,
-            "good": self.verdict.good,
-            "text": self.verdict.text,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """What a run was made on and with; several where its chapters differ in it."""
-
-    run: str
-    machines: tuple[dict, ...]  # as records have them, each once
-    commits: tuple[str, ...]
-    clean: bool
-    lock_sha256: tuple[str, ...]
-    same_lock: bool  # each is one of the reference's
-    peak_memory_bytes: int
-    load_mean: float | None
-    load_most: float | None
-    started: str
-    chapters: int
-    of_reference: int  # chapters that are the reference's own, not run again
-    seconds: float
-    ratio: float | None  # of the run times of the chapters that can be compared
-
-
-@dataclass(frozen=True, slots=True)
 class Comparison:
-    """All claims, and all machines, of which the reference's comes first if known."""
+    """All claims and all machines.
+
+    `rows` has a row for each claim, profile and run: `claim` (a Claim), `kind`,
+    `profile`, `run` (its label), `reference` and `value` (a Quantity or None), `apart`
+    (a Quantity: of a time the ratio to the reference, otherwise the difference; or
+    None), `expected` (of a time the ratio that the machine's rate predicts, or None),
+    and the verdict as `word`, `state` and `text`.
+    """
 
     reference: str
-    labels: tuple[str, ...]  # of the runs, the reference apart
-    rows: tuple[Row, ...]  # for each claim, profile and run
-    machines: tuple[Machine, ...]
+    labels: tuple[str, ...]  # of the runs, without the reference
+    rows: pd.DataFrame
+    machines: list[dict[str, Any]]  # the reference's first, if known
 
-    def of(self, run: str) -> list[Row]:
-        """What became of each claim in one run."""
-        return [row for row in self.rows if row.run == run]
+    def of(self, run: str) -> pd.DataFrame:
+        """Return the rows of one run."""
+        return self.rows[self.rows["run"] == run]
 
     def states(self) -> list[str]:
-        """The states of all claims but of times, which break nothing."""
-        return [r.verdict.state for r in self.rows if r.claim.kind != "time"]
+        """Return the states of all claims but of times, which break nothing."""
+        return self.rows.loc[self.rows["kind"] != "time", "state"].tolist()
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         entries: dict[tuple[str, str], dict[str, Any]] = {}
-        for row in self.rows:
-            claim = row.claim
-            entry = {
-                "claim": claim.key,
-                "chapter": claim.chapter,
-                "says": claim.says,
-                "unit": claim.unit,
-                "kind": claim.kind,
-                "profile": row.profile,
-                "published": claim.published,
-                "reference": row.reference and asdict(row.reference),
-                "runs": [],
+        for row in self.rows.to_dict("records"):
+            claim, is_time = row["claim"], row["kind"] == "time"
+            entry = {name: getattr(claim, name) for name in ("chapter", "says", "unit")}
+            entry |= {"claim": claim.key, "kind": claim.kind, "profile": row["profile"]}
+            entry |= {"published": claim.published, "runs": []}
+            entry |= {"reference": _plain(row["reference"])}
+            apart = _plain(row["apart"])
+            of_run = {
+                "run": row["run"],
+                "value": _plain(row["value"]),
+                "difference": None if is_time else apart,
+                "ratio": apart if is_time else None,
+                "expected_ratio": row["expected"],
+                "demand": demand(claim, row["expected"]),
+                "verdict": row["word"],
+                "good": row["state"] != "bad",
+                "text": row["text"],
             }
-            entry = entries.setdefault((claim.key, row.profile), entry)
-            entry["runs"].append(row.to_json())
-        return {
-            "reference": self.reference,
-            "rows": list(entries.values()),
-            "machines": [asdict(machine) for machine in self.machines],
-        }
+            known = entries.setdefault((claim.key, row["profile"]), entry)
+            known["runs"].append(of_run)
+        rows = list(entries.values())
+        return {"reference": self.reference, "rows": rows, "machines": self.machines}
+
+
+def _plain(quantity: Quantity | None) -> dict[str, Any] | None:
+    return quantity and quantity._asdict()
 
 
 # --- What is read ------------------------------------------------------------
@@ -250,8 +214,8 @@ def demand(claim: Claim, expected: float | None) -> str:
     )
 
 
-def _hold(claim: Claim, profile: str, run: Run, reference: Run) -> Row:
-    """What becomes of a claim in one run."""
+def _row(claim: Claim, profile: str, run: Run, reference: Run) -> dict[str, Any]:
+    """Return the row of a claim in one run."""
     mine = run.record(claim.chapter, profile)
     theirs = reference.record(claim.chapter, profile)
     value, base = quantity(claim, mine), quantity(claim, theirs)
@@ -271,7 +235,23 @@ def _hold(claim: Claim, profile: str, run: Run, reference: Run) -> Row:
         distance = apart(value, base, as_ratio=is_time) if value else None
         if distance and claim.kind in EQUAL:
             distance = Quantity(distance.value)
-    return Row(claim, profile, run.label, base, value, distance, expected, verdict)
+    return {
+        "claim": claim,
+        "kind": claim.kind,
+        "profile": profile,
+        "run": run.label,
+        "reference": base,
+        "value": value,
+        "apart": distance,
+        "expected": expected,
+        **verdict._asdict(),
+    }
+
+
+COLUMNS = [
+    "claim", "kind", "profile", "run", "reference", "value", "apart", "expected",
+    "word", "state", "text",
+]  # fmt: skip
 
 
 def _profiles(chapter: int, runs: Iterable[Run]) -> list[str]:
@@ -282,43 +262,46 @@ def _profiles(chapter: int, runs: Iterable[Run]) -> list[str]:
     return known + sorted(found.difference(known))
 
 
-def describe_machine(run: Run, reference: Run) -> Machine:
-    """What a run was made on and with, beside its reference."""
+def describe_machine(run: Run, reference: Run) -> dict[str, Any]:
+    """Describe what a run was made on and with, compared with its reference.
+
+    `machines`, `commits` and `lock_sha256` list each once. `of_reference` counts the
+    chapters that are the reference's own, `ratio` is that of the run times of chapters
+    that can be compared. Sizes are in bytes, times in seconds.
+    """
     records = run.records
-    mine_s = theirs_s = 0.0
-    of_reference = 0
-    for record in records:
-        other = reference.record(record.number, record.profile)
-        of_reference += other == record
-        if other is not None and not other_parameters(record, other):
-            mine_s, theirs_s = mine_s + record.seconds, theirs_s + other.seconds
+    pairs = [(r, reference.record(r.number, r.profile)) for r in records]
+    timed = [(r, o) for r, o in pairs if o and not other_parameters(r, o)]
+    mine_s, theirs_s = (sum(pair[side].seconds for pair in timed) for side in (0, 1))
     watched = [r for r in records if {"mean", "most"} <= r.load_average.keys()]
     loads = [(r.load_average["mean"], r.seconds) for r in watched]
     total_s = sum(seconds for _, seconds in loads)
-    locks = tuple(dict.fromkeys(r.lock_sha256 for r in records))
+    locks = list(dict.fromkeys(r.lock_sha256 for r in records))
     machines = [r.machine for r in records]
-    return Machine(
-        run=run.label,
-        machines=tuple(m for i, m in enumerate(machines) if m not in machines[:i]),
-        commits=tuple(dict.fromkeys(r.commit for r in records)),
-        clean=all(r.clean for r in records),
-        lock_sha256=locks,
-        same_lock={*locks} <= {r.lock_sha256 for r in reference.records or records},
-        peak_memory_bytes=max(r.peak_memory_bytes for r in records),
-        load_mean=sum(m * s for m, s in loads) / total_s if total_s else None,
-        load_most=max((r.load_average["most"] for r in watched), default=None),
-        started=min(r.started for r in records),
-        chapters=len(records),
-        of_reference=of_reference,
-        seconds=sum(r.seconds for r in records),
-        ratio=mine_s / theirs_s if theirs_s and run.label != reference.label else None,
-    )
+    return {
+        "run": run.label,
+        "machines": [m for i, m in enumerate(machines) if m not in machines[:i]],
+        "commits": list(dict.fromkeys(r.commit for r in records)),
+        "clean": all(r.clean for r in records),
+        "lock_sha256": locks,
+        "same_lock": {*locks} <= {r.lock_sha256 for r in reference.records or records},
+        "peak_memory_bytes": max(r.peak_memory_bytes for r in records),
+        "load_mean": sum(m * s for m, s in loads) / total_s if total_s else None,
+        "load_most": max((r.load_average["most"] for r in watched), default=None),
+        "started": min(r.started for r in records),
+        "chapters": len(records),
+        "of_reference": sum(record == other for record, other in pairs),
+        "seconds": sum(r.seconds for r in records),
+        "ratio": mine_s / theirs_s
+        if theirs_s and run.label != reference.label
+        else None,
+    }
 
 
 def compare(
     runs: Sequence[Run], claims: Mapping[str, Claim], reference: Run
 ) -> Comparison:
-    """Hold each run against the reference, claim by claim.
+    """Compare each run with the reference, claim by claim.
 
     Against the committed reference, which has several profiles, a claim has a row for
     each profile that its chapter was run with. A chapter that only the committed
@@ -334,7 +317,7 @@ def compare(
         )
     whose = [] if reference.committed else [reference]
     rows = [
-        _hold(claim, profile, run, reference)
+        _row(claim, profile, run, reference)
         for claim in claims.values()
         for profile in _profiles(claim.chapter, whose) or _profiles(claim.chapter, runs)
         for run in runs
@@ -347,8 +330,8 @@ def compare(
     return Comparison(
         reference.label,
         tuple(run.label for run in runs),
-        tuple(rows),
-        tuple(describe_machine(run, reference) for run in columns if run.records),
+        pd.DataFrame(rows, columns=COLUMNS, dtype=object),
+        [describe_machine(run, reference) for run in columns if run.records],
     )
 
 
@@ -362,19 +345,19 @@ def doubts(compared: Comparison, run: Run) -> dict[str, dict[str, str]]:
         names = str(record.numbers.get("disturbed", "")).split()
         cause = f"disturbed: {record.numbers.get('disturbed_by', '')}"
         found[record.chapter] = dict.fromkeys(names, cause)
-    for row in compared.of(run.label):
+    for row in compared.of(run.label).itertuples():
         record = run.record(row.claim.chapter, row.profile)
-        if row.verdict.word == "UNEXPECTED" and record is not None:
-            names, why = found[record.chapter], f"UNEXPECTED, {row.verdict.text}"
+        if row.word == "UNEXPECTED" and record is not None:
+            names, why = found[record.chapter], f"UNEXPECTED, {row.text}"
             known = names.get(row.claim.key)
             names[row.claim.key] = f"{known}; {why}" if known else why
     return {chapter: names for chapter, names in found.items() if names}
 
 
 def compare_named(names: Sequence[str], claims: Mapping[str, Claim]) -> Comparison:
-    """Compare runs by name: the first is what the others are held against.
+    """Compare runs by name: the first is what the others are compared with.
 
-    One alone is held against the committed reference of its profile. Raises
+    One alone is compared with the committed reference of its profile. Raises
     InvalidInput for a name that is no run and for one that is given twice.
     """
     twice = [name for place, name in enumerate(names) if name in names[:place]]

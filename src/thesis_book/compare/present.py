@@ -1,19 +1,19 @@
 """A comparison of runs as people read it: in a terminal, in the book, on one page.
 
-What is to be read is a list of sections, made once; a style says how a medium writes
-texts, verdicts and sources, and three short renderers lay the sections out.
+What is to be read is a list of sections of plain text, made once; three short renderers
+lay the sections out.
 """
 
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
+from itertools import zip_longest
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
-from markupsafe import Markup
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -21,9 +21,7 @@ from rich.text import Text
 from thesis_book import figures
 from thesis_book.compare.comparison import (
     Comparison,
-    Machine,
     Quantity,
-    Row,
     Run,
     describe_machine,
     quantity,
@@ -116,13 +114,13 @@ def published_amount(claim: Claim) -> str:
     return f"{format_number(claim.published['value'])} {unit}".strip()
 
 
-def _band(row: Row) -> tuple[float, float]:
+def _band(row: Any) -> tuple[float, float]:
     """The least and the largest ratio in which a time was to be expected; or NaN."""
     expected = math.nan if row.expected is None else row.expected
     return expected / (row.claim.factor or 1), expected * (row.claim.factor or 1)
 
 
-def _expected(row: Row) -> str:
+def _expected(row: Any) -> str:
     """The ratio to the reference in which a time was to be expected."""
     resource = f"the {RESOURCES[row.claim.follows or '']}"
     if row.expected is None:
@@ -131,175 +129,142 @@ def _expected(row: Row) -> str:
     return f"× {format_number(row.expected, digits=3)} ({low} to {high}), {resource}"
 
 
-# --- Sections, in the style of a medium -----------------------------------------
-@dataclass(frozen=True, slots=True)
-class Style:
-    """How a medium writes a text, a verdict with its state, and a published work."""
+# --- Sections -------------------------------------------------------------------
+class Section(NamedTuple):
+    """A heading with a text, notes and a table; all but the heading may be empty.
 
-    text: Callable[[str], Any]
-    verdict: Callable[[str, str], Any]
-    source: str  # of an amount and a key
-
-
-_MARKS = str.maketrans({mark: f"\\{mark}" for mark in "\\`*_{}[]<>|$#~^@"})
-_COLOURS = {"good": "green", "bad": "bold red", "open": "dim"}
-
-
-def markdown(text: str) -> str:
-    """Text as MyST Markdown shows it literally, in one cell of a table."""
-    return " ".join(text.translate(_MARKS).split())
-
-
-TERMINAL = Style(str, lambda word, state: Text(word, _COLOURS[state]), "{} [{}]")
-BOOK = Style(markdown, "[{}]{{.verdict-{}}}".format, "{} {{cite}}`{}`")
-PAGE = Style(str, Markup('<span class="verdict {1}">{0}</span>').format, "{} [{}]")
-
-
-@dataclass(frozen=True, slots=True)
-class Section:
-    """A heading with a text, some notes and a table; all but the heading may be empty.
-
-    Notes and cells are written in the style of a medium.
+    Cells are plain text. Of a table of claims, `states` has the state of each row's
+    verdict, which is in the column `VERDICT`.
     """
 
     heading: str
     text: str = ""
-    notes: Sequence[Any] = ()
+    notes: Sequence[str] = ()
     head: Sequence[str] = ()
-    rows: Sequence[Sequence[Any]] = ()
+    rows: Sequence[Sequence[str]] = ()
+    states: Sequence[str] = ()
 
 
-def summary(rows: Iterable[Row]) -> str:
+VERDICT = 2
+
+
+def summary(rows: pd.DataFrame) -> str:
     """How many claims of each kind hold, of those that could be held."""
-    held = [row for row in rows if row.verdict.state != "open"]
+    held = rows[rows["state"] != "open"]
     parts = []
     for kind, (_, what) in KINDS.items():
-        states = [row.verdict.state for row in held if row.claim.kind == kind]
-        if states:
-            parts.append(f"{states.count('good')} of {len(states)} {what}")
+        good = held.loc[held["kind"] == kind, "state"] == "good"
+        if len(good):
+            parts.append(f"{good.sum()} of {len(good)} {what}")
     return "; ".join(parts or ["No claim of this run could be held"]) + "."
 
 
-def in_short(rows: Iterable[Row]) -> str:
+def in_short(rows: pd.DataFrame) -> str:
     """Count the claims that hold on the machine that made a book; times apart."""
-    held = [row for row in rows if row.verdict.state != "open"]
-    times = [row for row in held if row.claim.kind == "time"]
-    factor = max((row.claim.factor or 1 for row in times), default=1)
-    parts = [
-        f"{_count(group, what)} {ends}"
-        for group, what, ends in (
-            (
-                [row for row in held if row.claim.kind != "time"],
-                "claim",
-                "equal to the reference or within tolerance",
-            ),
-            (times, "time", f"within a factor of {factor:g} of the prediction"),
-        )
-        if group
+    held = rows[rows["state"] != "open"]
+    is_time = held["kind"] == "time"
+    factor = max((claim.factor or 1 for claim in held["claim"][is_time]), default=1)
+    groups = [
+        (held[~is_time], "claim", "equal to the reference or within tolerance"),
+        (held[is_time], "time", f"within a factor of {factor:g} of the prediction"),
     ]
-    return (
-        f"**{'; '.join(parts)}**, on the machine that made this book."
-        if parts
-        else "No claim of this run could be held against the reference."
-    )
+    parts = [
+        f"{_count(group, what)} {end}" for group, what, end in groups if len(group)
+    ]
+    if not parts:
+        return "No claim of this run could be held against the reference."
+    return f"**{'; '.join(parts)}**, on the machine that made this book."
 
 
-def _count(rows: Sequence[Row], what: str) -> str:
+def _count(rows: pd.DataFrame, what: str) -> str:
     """'108 claims are', '1 time is', or '107 of 108 claims are' if some do not hold."""
-    good = sum(row.verdict.state == "good" for row in rows)
+    good = (rows["state"] == "good").sum()
     of_all = f"{good}" if good == len(rows) else f"{good} of {len(rows)}"
     return f"{of_all} {what} is" if len(rows) == 1 else f"{of_all} {what}s are"
 
 
-def run_section(comparison: Comparison, run: str, style: Style = TERMINAL) -> Section:
+def run_section(comparison: Comparison, run: str) -> Section:
     """Return what came of a run, and why chapters of it were compared with nothing."""
     rows = comparison.of(run)
-    wrong = any(row.verdict.state == "bad" for row in rows)
-    commits = {commit for machine in comparison.machines for commit in machine.commits}
+    commits = {c for machine in comparison.machines for c in machine["commits"]}
     notes = []
-    if wrong and len(commits) > 1:
+    if (rows["state"] == "bad").any() and len(commits) > 1:
         notes = ["The commits differ, so that a difference may come from the code."]
     for here in comparison.machines:
-        if here.run == run and here.of_reference:
+        if here["run"] == run and here["of_reference"]:
             notes.append(
-                f"{here.of_reference} of its {here.chapters} chapters were not run "
-                "again: they are the reference itself."
+                f"{here['of_reference']} of its {here['chapters']} chapters were not "
+                "run again: they are the reference itself."
             )
-    chapters: dict[str, dict[str, None]] = {}  # by the reason that nothing was compared
-    for row in rows:
-        if row.verdict.word in ("not run", "no reference", "not comparable"):
-            reason = f"{row.verdict.word}, {row.verdict.text}"
-            chapters.setdefault(reason, {})[str(row.claim.chapter)] = None
-    notes += [
-        style.text(f"Chapter{'s'[len(numbers) == 1 :]} {', '.join(numbers)}: {reason}.")
-        for reason, numbers in chapters.items()
-    ]
+    apart = rows[rows["word"].isin(["not run", "no reference", "not comparable"])]
+    for (word, text), group in apart.groupby(["word", "text"], sort=False):
+        numbers = [
+            str(each) for each in dict.fromkeys(c.chapter for c in group["claim"])
+        ]
+        chapters = f"Chapter{'s'[len(numbers) == 1 :]} {', '.join(numbers)}"
+        notes.append(f"{chapters}: {word}, {text}.")
     return Section(run, summary(rows), notes)
 
 
-def _apart(row: Row) -> str:
+def _apart(row: Any) -> str:
     """The difference to the reference, or the ratio of a time."""
-    if row.claim.kind == "time" and row.apart is not None:
+    if row.kind == "time" and row.apart is not None:
         return f"× {format_quantity(row.apart, digits=3)}"
     return format_quantity(row.apart, digits=2, signed=True)
 
 
-def _published(claim: Claim, style: Style) -> Any:
-    """What was published, with the key of its work."""
-    amount = style.text(published_amount(claim))
-    known = claim.published
-    return style.source.format(amount, known["source"]) if known else amount
+def _published(claim: Claim) -> str:
+    """What was published, with the key of its work in brackets."""
+    known = f" [{claim.published['source']}]" if claim.published else ""
+    return published_amount(claim) + known
 
 
-_OF_KIND: dict[str, dict[str, Callable[[Row], str]]] = {  # columns of one kind alone
-    "exact": {},
-    "record": {},
-    "tolerance": {
-        "Difference": _apart,
-        "Allowed": lambda row: f"{percent(row.claim.rtol or 0)}: {row.claim.why}",
-    },
-    "time": {"Ratio": _apart, "Expected ratio": _expected},
+Columns = list[tuple[str, Callable[[Any], str]]]
+_OF_KIND: dict[str, Columns] = {  # columns of one kind alone
+    "tolerance": [
+        ("Difference", _apart),
+        ("Allowed", lambda row: f"{percent(row.claim.rtol or 0)}: {row.claim.why}"),
+    ],
+    "time": [("Ratio", _apart), ("Expected ratio", _expected)],
 }
 
 
-def claims_section(comparison: Comparison, kind: str, style: Style) -> Section:
+def claims_section(comparison: Comparison, kind: str) -> Section:
     """Return the claims of one kind, with a column of values for each side.
 
     These columns are named after the run and its reference. Columns that do not tell
     claims apart are left out, and so are claims of chapters that one of two runs has:
     `run_section` names them.
     """
-    left_out = {"not run"}
+    left_out = ["not run"]
     if comparison.reference != REFERENCE:
-        left_out.add("no reference")
-    of_kind = [row for row in comparison.rows if row.claim.kind == kind]
-    rows = [row for row in of_kind if row.verdict.word not in left_out]
-    runs = list(dict.fromkeys(row.run for row in rows))
-    cells: list[tuple[str, Callable[[Row], str]]] = []
-    if len(runs) > 1:
-        cells += [("Run", lambda row: row.run)]
-    if len({row.profile for row in rows}) > 1:
-        cells += [("Profile", lambda row: row.profile)]
-    mine = style.text(runs[0]) if len(runs) == 1 else "Value"
-    cells += [
-        (mine, lambda row: format_quantity(row.value, row.claim)),
+        left_out.append("no reference")
+    rows = comparison.rows
+    rows = rows[(rows["kind"] == kind) & ~rows["word"].isin(left_out)]
+    runs = rows["run"].unique()
+    columns: Columns = [
+        ("Ch.", lambda row: str(row.claim.chapter)),
+        ("Claim", lambda row: row.claim.title),
+        ("Verdict", lambda row: row.word),
+    ]
+    columns += [("Run", lambda row: row.run)] * (len(runs) > 1)
+    columns += [("Profile", lambda row: row.profile)] * (rows["profile"].nunique() > 1)
+    columns += [
         (
-            style.text(comparison.reference),
+            runs[0] if len(runs) == 1 else "Value",
+            lambda row: format_quantity(row.value, row.claim),
+        ),
+        (
+            comparison.reference,
             lambda row: format_quantity(row.reference, row.claim),
         ),
-        *_OF_KIND[kind].items(),
+        *_OF_KIND.get(kind, []),
     ]
-    columns = [
-        ("Ch.", [str(row.claim.chapter) for row in rows]),
-        ("Claim", [style.text(row.claim.title) for row in rows]),
-        ("Verdict", [style.verdict(r.verdict.word, r.verdict.state) for r in rows]),
-        *((name, [style.text(cell(r)) for r in rows]) for name, cell in cells),
-    ]
-    if any(row.claim.published for row in rows):
-        columns += [("Published", [_published(row.claim, style) for row in rows])]
+    if any(claim.published for claim in rows["claim"]):
+        columns += [("Published", lambda row: _published(row.claim))]
+    table = [[cell(row) for _, cell in columns] for row in rows.itertuples()]
     head = [name for name, _ in columns]
-    table = [*zip(*(column for _, column in columns), strict=True)]
-    return Section(KINDS[kind][0], summary(rows), (), head, table)
+    return Section(KINDS[kind][0], summary(rows), (), head, table, [*rows["state"]])
 
 
 # --- Machines ----------------------------------------------------------------
@@ -327,71 +292,77 @@ _HARDWARE: dict[str, tuple[str, Callable[[Any], str]]] = {
 }  # fmt: skip
 
 
-def _column(machine: Machine) -> dict[str, str]:
+def _column(machine: Mapping[str, Any]) -> dict[str, str]:
     """What a run was made on and with, by row of the table."""
     column = {}
     for name, (label, show) in _HARDWARE.items():
-        values: list[Any] = [one.get(name) for one in machine.machines]
+        values: list[Any] = [one.get(name) for one in machine["machines"]]
         counted = all(isinstance(value, int | float) for value in values)
         ends = [min(values), max(values)] if values and counted else values
         texts = ["not known" if value is None else show(value) for value in ends]
         column[label] = (" to " if counted else ", ").join(dict.fromkeys(texts))
-    tree = "clean tree" if machine.clean else "with uncommitted changes"
-    locks = ", ".join(lock[:8] for lock in machine.lock_sha256)
-    load = f"{machine.load_mean or 0:.2f} mean, {machine.load_most or 0:.2f} at most"
+    tree = "clean tree" if machine["clean"] else "with uncommitted changes"
+    locks = ", ".join(lock[:8] for lock in machine["lock_sha256"])
+    mean, most, ratio = (machine[n] for n in ("load_mean", "load_most", "ratio"))
     return column | {
-        "Commit": f"{', '.join(machine.commits)}, {tree}",
-        "Locks": locks + ("" if machine.same_lock else ", not the reference's"),
-        "Peak memory": format_size(machine.peak_memory_bytes),
-        "Load average": "not known" if machine.load_mean is None else load,
-        "Chapters": str(machine.chapters),
-        "Run time": format_duration(machine.seconds),
+        "Commit": f"{', '.join(machine['commits'])}, {tree}",
+        "Locks": locks + ("" if machine["same_lock"] else ", not the reference's"),
+        "Peak memory": format_size(machine["peak_memory_bytes"]),
+        "Load average": "not known"
+        if mean is None
+        else f"{mean:.2f} mean, {most:.2f} at most",
+        "Chapters": str(machine["chapters"]),
+        "Run time": format_duration(machine["seconds"]),
         "… over the reference, of the same parameters": _NONE
-        if machine.ratio is None
-        else f"× {machine.ratio:.2f}",
+        if ratio is None
+        else f"× {ratio:.2f}",
     }
 
 
-def machines_section(machines: Iterable[Machine], style: Style) -> Section:
+def machines_section(machines: Iterable[Mapping[str, Any]]) -> Section:
     """What runs were made on and with, a column for each."""
-    columns = {machine.run: _column(machine) for machine in machines}
+    columns = {machine["run"]: _column(machine) for machine in machines}
     table = pd.DataFrame(columns)
     table = table[(table != _NONE).any(axis=1)]
-    rows = [[style.text(cell) for cell in row] for row in table.itertuples()]
-    head = ["", *(style.text(name) for name in columns)]
-    return Section("The machines", "", (), head, rows)
+    rows = [[*row] for row in table.itertuples()]
+    return Section("The machines", "", (), ["", *columns], rows)
 
 
-def machine_of(label: str, records: Iterable[Record]) -> Machine:
-    """What some records were made on and with, held against nothing."""
+def machine_of(label: str, records: Iterable[Record]) -> dict[str, Any]:
+    """What some records were made on and with, compared with nothing."""
     run = Run(label, tuple(records))
     return describe_machine(run, run)
 
 
-def _all_claims(comparison: Comparison, style: Style) -> list[Section]:
+def _all_claims(comparison: Comparison) -> list[Section]:
     """The claims of every kind that has any."""
-    sections = [claims_section(comparison, kind, style) for kind in KINDS]
+    sections = [claims_section(comparison, kind) for kind in KINDS]
     return [section for section in sections if section.rows]
 
 
 # --- In a terminal -----------------------------------------------------------
+_COLOURS = {"good": "green", "bad": "bold red", "open": "dim"}
+
+
 def draw(comparison: Comparison, console: Console) -> None:
     """Print the whole comparison; a verdict is never cut."""
-    machines = machines_section(comparison.machines, TERMINAL)
-    claims = _all_claims(comparison, TERMINAL)
+    machines = machines_section(comparison.machines)
     runs = [run_section(comparison, run) for run in comparison.labels]
-    for section in [machines, *claims, *runs]:
+    for section in [machines, *_all_claims(comparison), *runs]:
         console.print(Text(section.heading, "bold"))
         if section.text:
             console.print(Text(section.text))
         for note in section.notes:
             console.print(Text(f"  {note}"))
         table = Table(box=None, pad_edge=False)
-        for name in section.head:
-            whole = name == "Verdict"
+        for place, name in enumerate(section.head):
+            whole = bool(section.states) and place == VERDICT
             table.add_column(Text(name), overflow="fold", no_wrap=whole)
-        for row in section.rows:
-            table.add_row(*(c if isinstance(c, Text) else Text(c) for c in row))
+        for row, state in zip_longest(section.rows, section.states):
+            cells = [Text(cell) for cell in row]
+            if state:
+                cells[VERDICT].stylize(_COLOURS[state])
+            table.add_row(*cells)
         if section.rows:
             console.print(table)
         console.print()
@@ -401,10 +372,10 @@ def draw(comparison: Comparison, console: Console) -> None:
 def chart(comparison: Comparison, run: str) -> Drawing | None:
     """The times of a run over their reference; None where there is none."""
     rows = []
-    for row in comparison.of(run):
-        if row.claim.kind == "time" and (ratio := row.apart) is not None:
+    for row in comparison.of(run).itertuples():
+        if row.kind == "time" and (ratio := row.apart) is not None:
             ends = [math.nan if end is None else end for end in (ratio.low, ratio.high)]
-            good = row.verdict.good
+            good = row.state != "bad"
             rows.append([row.claim.says, ratio.value, *ends, *_band(row), good])
     columns = ["says", "ratio", "low", "high", "expected_low", "expected_high", "good"]
     times = pd.DataFrame(rows, columns=columns)
@@ -429,14 +400,22 @@ def html_page(comparison: Comparison) -> str:
         against=comparison.reference,
         runs=[*zip(runs, charts, strict=True)],
         sections=[
-            machines_section(comparison.machines, PAGE),
-            *_all_claims(comparison, PAGE),
+            machines_section(comparison.machines),
+            *_all_claims(comparison),
         ],
         caption=_CAPTION,
     )
 
 
 # --- In the book -------------------------------------------------------------
+_MARKS = str.maketrans({mark: f"\\{mark}" for mark in "\\`*_{}[]<>|$#~^@"})
+
+
+def markdown(text: str) -> str:
+    """Text as MyST Markdown shows it literally, in one cell of a table."""
+    return " ".join(text.translate(_MARKS).split())
+
+
 def markdown_table(
     head: Iterable[str], rows: Iterable[Sequence[str]], css: str | None = None
 ) -> list[str]:
@@ -450,10 +429,19 @@ def markdown_table(
 
 
 def section_lines(section: Section) -> list[str]:
-    """Lines of a section in the style of the book."""
-    css = "claims" if "Verdict" in section.head else None
-    table = markdown_table(section.head, section.rows, css) if section.rows else [""]
-    notes = [f"- {note}" for note in section.notes]
+    """Return the lines of a section as MyST Markdown; its text is Markdown already."""
+    rows = []
+    for row, state in zip_longest(section.rows, section.states):
+        cells = [markdown(cell) for cell in row]
+        if state:
+            cells[VERDICT] = f"[{row[VERDICT]}]{{.verdict-{state}}}"
+        amount, bracket, source = row[-1].rpartition(" [")
+        if section.head[-1] == "Published" and bracket:
+            cells[-1] = f"{markdown(amount)} {{cite}}`{source[:-1]}`"
+        rows.append(cells)
+    css = "claims" if section.states else None
+    table = markdown_table(map(markdown, section.head), rows, css) if rows else [""]
+    notes = [f"- {markdown(note)}" for note in section.notes]
     return [f"## {section.heading}", "", section.text, "", *notes, *table]
 
 
@@ -462,12 +450,10 @@ def book_lines(comparison: Comparison, run: str, figure: str | None) -> list[str
 
     `figure` is the path of the chart's files, without their ends, where there is one.
     """
-    lines = section_lines(run_section(comparison, run, BOOK))[
-        2:
-    ]  # the page has a heading
-    lines += section_lines(machines_section(comparison.machines, BOOK))
-    of_run = replace(comparison, rows=tuple(comparison.of(run)))
-    for section in _all_claims(of_run, BOOK):
+    lines = section_lines(run_section(comparison, run))[2:]  # the page has a heading
+    lines += section_lines(machines_section(comparison.machines))
+    of_run = replace(comparison, rows=comparison.of(run))
+    for section in _all_claims(of_run):
         lines += section_lines(section)
     if figure is not None:
         lines += [
@@ -482,7 +468,7 @@ def book_lines(comparison: Comparison, run: str, figure: str | None) -> list[str
     return lines
 
 
-def doubts_section(doubted: Mapping[str, Mapping[str, str]], style: Style) -> Section:
+def doubts_section(doubted: Mapping[str, Mapping[str, str]]) -> Section:
     """Which times of a run should not be believed, each with why, and what to do."""
     notes = []
     for chapter, of_chapter in doubted.items():
@@ -493,9 +479,7 @@ def doubts_section(doubted: Mapping[str, Mapping[str, str]], style: Style) -> Se
         }
         for why in dict.fromkeys(names.values()):
             same = ", ".join(name for name, reason in names.items() if reason == why)
-            notes.append(
-                style.text(f"chapter {int(chapter.split('_')[0])}, {same}: {why}")
-            )
+            notes.append(f"chapter {int(chapter.split('_')[0])}, {same}: {why}")
     return Section(
         "Times in doubt",
         "These times of this run should not be believed, and are marked wherever a "
@@ -516,7 +500,7 @@ def durations_lines(records: Sequence[Record]) -> list[str]:
         machine_of(profile, (r for r in records if r.profile == profile))
         for profile in profiles
     ]
-    return section_lines(machines_section(machines, BOOK))[2:]
+    return section_lines(machines_section(machines))[2:]
 
 
 # --- In the README -----------------------------------------------------------

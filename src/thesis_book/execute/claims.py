@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import yaml
 
@@ -194,8 +194,7 @@ def reference_records(folder: Path) -> list[Record]:
     return [Record.read(path) for path in sorted(folder.glob("*/[0-9][0-9]_*.json"))]
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What became of a claim: one word, how good that is, and one phrase."""
 
     word: str

@@ -1,1 +1,1 @@
-"""What a reader takes away of a rendered book: PDF, EPUB, slides, notebooks."""
+"""What a reader takes away of a rendered book: the PDF and notebooks."""

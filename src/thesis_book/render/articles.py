@@ -1,9 +1,8 @@
 """The pages of a rendered book in their order, as one text that needs no script.
 
-PDF and EPUB are made from the pages that readers see, so that a number, a figure or a
-formula cannot differ between them. Sphinx's own builders would read every chapter
-again, in half a minute, and number front matter as chapters (LaTeX) or write what
-notebooks print as it is, which is no XHTML (EPUB).
+The PDF is made from the pages that readers see, so that a number, a figure or a formula
+cannot differ between them. Sphinx's LaTeX builder would read every chapter again and
+number front matter as chapters.
 """
 
 import posixpath
@@ -142,9 +141,6 @@ def _clean(article: Tag) -> None:
         tag.decompose()
     for tag in article.select("noscript, .claim"):
         tag.unwrap()
-    for tag in article.find_all(True):  # of HTML 4, or deprecated
-        for name in ("border", "valign", "halign", "role"):
-            tag.attrs.pop(name, None)
     for cell in article.select("div.cell"):
         if not cell.get_text(strip=True) and not cell.select("img, svg, [id]"):
             cell.decompose()

@@ -35,7 +35,6 @@ from thesis_book.compare.comparison import (
 )
 from thesis_book.compare.headlines import headline_results
 from thesis_book.compare.present import (
-    BOOK,
     book_lines,
     chart,
     doubts_section,
@@ -60,7 +59,7 @@ from thesis_book.execute.claims import HISTORY, REFERENCE, read_claims, read_his
 from thesis_book.execute.parameters import names_in
 from thesis_book.execute.records import Record, choices, contradictions
 from thesis_book.render.notebooks import clean_notebook
-from thesis_book.render.offers import offer
+from thesis_book.render.offers import number_references, offer_pdf
 from thesis_book.render.staging import Published, stage_notebook, write_figure
 from thesis_book.widgets.widget import PARTS, widget
 from thesis_lib.common.errors import InvalidInput, require
@@ -93,7 +92,7 @@ def _published(results: list[tuple[Path, Record]], compared: Comparison) -> Publ
                 if name in known:
                     known[word] = known[name]
     by_chapter = {record.chapter: record for _, record in results}
-    keys = [(row.claim.chapter, row.claim.key) for row in compared.rows]
+    keys = [(claim.chapter, claim.key) for claim in compared.rows["claim"]]
     claims = {
         record.chapter: {
             name: anchor(key)
@@ -133,7 +132,7 @@ def _results(executed: Path) -> list[tuple[Path, Record]]:
 
 def _provenance(records: list[Record]) -> list[str]:
     """What the chapters ran on and with, as MyST Markdown."""
-    machine = machines_section([machine_of("this run", records)], BOOK)
+    machine = machines_section([machine_of("this run", records)])
     table = [
         [
             str(r.number),
@@ -321,8 +320,6 @@ def _stage_pages(
         for name, page in pages.items():
             (source / "notebooks" / f"{name}.ipynb").write_text(page)
             (source / DOWNLOADS / f"{name}.ipynb").write_text(clean)
-    if (slides := book / "slides.md").is_file():
-        slides.write_text(published.plain(slides.read_text(), "slides"))
     for page in book.glob("*.md"):
         text = page.read_text()
         language = "zh-Hant" if "lang: zh-Hant" in text else "en"
@@ -357,7 +354,7 @@ def stage(executed: Path, source: Path) -> str:
         write_figure(times.bundle(), TIMES, book / FIGURES)
     hardware = book_lines(compared, here.label, f"{FIGURES / TIMES}" if times else None)
     if doubted:
-        hardware += ["(sec-doubts)=", *section_lines(doubts_section(doubted, BOOK))]
+        hardware += ["(sec-doubts)=", *section_lines(doubts_section(doubted))]
     history = read_history(checkout / "data" / REFERENCE / "default" / HISTORY)
     audited = audit(known, records, labels, reference.records, history)
     cards = claim_cards(audited, compared.of(here.label), doubted)
@@ -411,7 +408,7 @@ def _render(executed: Path, output: Path) -> tuple[Path, bool]:
     source, scratch, html = (output / name for name in ("source", "scratch", "html"))
     digest, stamp, index = stage(executed, source), output / STAMP, html / "index.html"
     if stamp.is_file() and stamp.read_text() == digest and index.is_file():
-        offer(html, source)
+        offer_pdf(html, source)
         return index, False
     _clear(scratch)
     command = [
@@ -432,6 +429,7 @@ def _render(executed: Path, output: Path) -> tuple[Path, bool]:
     (scratch / "_build" / "html").rename(html)
     _clear(scratch)
     shutil.copytree(source / DOWNLOADS, html / "_sources/notebooks", dirs_exist_ok=True)
+    number_references(html, source / "book" / "_toc.yml")
     stamp.write_text(digest)
-    offer(html, source)
+    offer_pdf(html, source)
     return index, True

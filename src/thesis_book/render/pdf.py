@@ -73,13 +73,14 @@ def _quoted(text: str) -> Markup:
 
 
 def _number_index(pages: Sequence[Page], numbers: Mapping[str, int]) -> None:
-    """Say of each entry of an index its pages, in their order and each once."""
-    for entry in [li for p in pages for li in p.article.select(".index-entries li")]:
-        places = entry.select(":scope > a > .place")
-        links = entry.select(":scope > a:has(> .place)")
+    """Show the pages of each index entry in their order, each once."""
+    for entry in [li for p in pages for li in p.article.select(".genindextable li")]:
+        links = entry.select(":scope > a")
         leads = {numbers[str(link["href"])[1:]]: link["href"] for link in links}
-        for link, place, number in zip(links, places, sorted(leads), strict=False):
-            link["href"], place.string = leads[number], str(number)
+        for link, number in zip(links, sorted(leads), strict=False):
+            link["href"] = leads[number]
+            name = f"{link.get_text()} " if link is links[0] else ""
+            link.string = f"{name}{number}"
         for link in links[len(leads) :]:
             comma = link.previous_sibling
             assert comma is not None
@@ -109,11 +110,12 @@ def write_pdf(
     }
     whole, printed, numbers = html / "whole_book.html", b"", {}
     try:
-        for _ in range(2):
+        for again in (False, True):
             whole.write_text(render_page("print.html", numbers=numbers, **values))
             printed = print_pdf(browser, whole)
             numbers = page_numbers(printed)
-            _number_index(pages, numbers)
+            if not again:
+                _number_index(pages, numbers)
     finally:
         whole.unlink(missing_ok=True)
     write_whole(pdf, printed)

@@ -1,19 +1,12 @@
-"""A small rendered book becomes one text, an EPUB, slides and clean notebooks."""
-
-import re
-import zipfile
-from io import BytesIO
+"""A small rendered book becomes one text, a PDF and clean notebooks."""
 
 import nbformat
 import pytest
 from bs4 import BeautifulSoup
-from epubs import faults_of_epub
 
 from thesis_book.render import offers, pdf
 from thesis_book.render.articles import read_pages
-from thesis_book.render.epub import write_epub
 from thesis_book.render.notebooks import clean_notebook, without_roles
-from thesis_book.render.slides import write_slides
 from thesis_lib.common.errors import InvalidInput
 
 ABOUT = {"title": "Books & “pages”", "author": "A <B>", "copyright": "2026"}
@@ -49,7 +42,7 @@ def book(tmp_path):
         html / "book",
         html / "notebooks",
         html / "_images",
-        source / "book" / "_static" / "fonts",
+        source / "book",
     ):
         folder.mkdir(parents=True)
     pages = {"book/first": FIRST, "notebooks/01_one": ONE, "book/more": MORE}
@@ -66,15 +59,9 @@ def book(tmp_path):
     (source / "_config.yml").write_text(
         "title: Books & “pages”\nauthor: A <B>\ncopyright: '2026'\n"
     )
-    static = source / "book" / "_static"
-    (static / "fonts.css").write_text('@font-face { src: url("fonts/b.woff2"); }\n')
-    (static / "fonts" / "b.woff2").write_bytes(b"wOF2")
     (source / "book" / "_toc.yml").write_text(
         "root: book/first\nparts:\n- caption: Part\n  chapters:\n"
         "  - file: notebooks/01_one\n    sections:\n    - file: book/more\n"
-    )
-    (source / "book" / "slides.md").write_text(
-        "# A\n\nAs said {cite}`x`.\n\n---\n\n# B\n\n![](01_one#fig)\n"
     )
     return html, source
 
@@ -118,90 +105,7 @@ def test_a_page_that_was_not_rendered_and_two_of_one_name_are_refused(book):
         pages_of(book)
 
 
-# --- EPUB -----------------------------------------------------------------------
-
-
-def epub_of(book, target):
-    html, source = book
-    write_epub(html, source / "book" / "_static", pages_of(book), ABOUT, target)
-    return target.read_bytes()
-
-
-def test_the_epub_is_whole_and_the_same_each_time(book, tmp_path):
-    content = epub_of(book, tmp_path / "a.epub")
-    assert not faults_of_epub(content)
-    assert epub_of(book, tmp_path / "b.epub") == content
-    with zipfile.ZipFile(BytesIO(content)) as file:
-        page = file.read("EPUB/one.xhtml").decode()
-        package = file.read("EPUB/package.opf").decode()
-        assert file.read("EPUB/_images/a.png") == PNG
-        assert file.read("EPUB/fonts/b.woff2") == b"wOF2"
-        assert b"fonts/b.woff2" in file.read("EPUB/book.css")
-        assert "EPUB/_images/d.png" not in file.namelist()
-    assert "first.xhtml#first" in page
-    assert (
-        '<math xmlns="http://www.w3.org/1998/Math/MathML">'
-        '<mstyle displaystyle="true"><mfrac><mi>x</mi>'
-    ) in page
-    assert re.search(r'href="one.xhtml"[^>]*properties="mathml"', package)
-    assert "Books &amp; “pages”" in package
-
-
-@pytest.mark.parametrize(
-    ("broken", "fault"),
-    [
-        (("EPUB/one.xhtml", b"first.xhtml#first", b"first.xhtml#gone"), "leads to"),
-        (("EPUB/one.xhtml", b"_images/a.png", b"_images/b.png"), "leads to"),
-        (("EPUB/package.opf", b'idref="one"', b'idref="two"'), "the spine names two"),
-        (("EPUB/package.opf", b'href="one.xhtml"', b'href="two.xhtml"'), "manifest"),
-        (("EPUB/package.opf", b' properties="nav"', b""), "no nav"),
-        (("EPUB/one.xhtml", b'id="one--same"', b'id="one"'), "stands twice"),
-        (("EPUB/one.xhtml", b'by="one--c"', b'by="c"'), "names c as a label"),
-        (("EPUB/package.opf", b"fonts/b.woff2", b"fonts/c.woff2"), "manifest"),
-        (("mimetype", b"epub", b"else"), "says something else"),
-    ],
-)
-def test_a_broken_epub_is_found_out(book, tmp_path, broken, fault):
-    name, was, now = broken
-    copy = BytesIO()
-    with (
-        zipfile.ZipFile(BytesIO(epub_of(book, tmp_path / "a.epub"))) as file,
-        zipfile.ZipFile(copy, "w") as changed,
-    ):
-        for entry in file.infolist():
-            data = file.read(entry)
-            if entry.filename == name:
-                assert was in data
-                data = data.replace(was, now)
-            changed.writestr(entry, data)
-    assert any(fault in found for found in faults_of_epub(copy.getvalue()))
-
-
-# --- Slides, notebooks, what the first page offers --------------------------------
-
-
-def test_a_slide_shows_the_figure_of_the_book_in_both_themes(book):
-    html, source = book
-    write_slides(html, source / "book" / "slides.md", "T", html / "slides.html")
-    slides = BeautifulSoup((html / "slides.html").read_text(), "html.parser")
-    first, second = slides.select("section")
-    assert first.a is not None
-    assert first.a["href"] == "book/references.html"
-    shown = [(i["class"], i["src"], i["alt"]) for i in second.select("img")]
-    assert shown == [
-        (["only-light"], "_images/a.png", "A curve."),
-        (["only-dark"], "_images/d.png", "A curve."),
-    ]
-    assert "Fig. 1.1" in second.get_text()
-
-
-@pytest.mark.parametrize("name", ["01_one#gone", "02_two#fig"])
-def test_a_slide_that_shows_no_figure_of_the_book_is_refused(book, name):
-    html, source = book
-    slides = source / "book" / "slides.md"
-    slides.write_text(f"![]({name})")
-    with pytest.raises(InvalidInput, match=f"{name}, which is no figure"):
-        write_slides(html, slides, "T", html / "slides.html")
+# --- Notebooks, PDF --------------------------------
 
 
 def test_a_notebook_is_taken_away_with_its_numbers_and_without_the_books_marks():
@@ -292,35 +196,35 @@ def test_what_has_a_title_in_the_book_has_it_in_a_notebook(written, read):
     assert changed.source == f"A.\n\n{read}\n\nB."
 
 
-def test_the_first_page_offers_what_is_there_with_its_size(book, monkeypatch):
+def test_first_page_links_the_pdf_with_its_size(book, monkeypatch):
     html, source = book
     first = html / "book" / "first.html"
+
+    def printed(browser, page):
+        assert "<b>" not in page.read_text()
+        return b"x" * 2048
+
+    monkeypatch.setattr(offers, "chromium", lambda: None)
+    offers.offer_pdf(html, source)
+    assert "PDF" not in first.read_text()
+    monkeypatch.setattr(offers, "chromium", lambda: "a browser")
+    monkeypatch.setattr(pdf, "print_pdf", printed)
+    monkeypatch.setattr(pdf, "page_numbers", lambda content: {"one": 9})
+    offers.offer_pdf(html, source)
+    assert 'href="../thesis.pdf" download>PDF, 2 KiB<' in first.read_text()
+    stamps = {path: path.stat().st_mtime_ns for path in html.rglob("*")}
+    offers.offer_pdf(html, source)
+    assert {path: path.stat().st_mtime_ns for path in html.rglob("*")} == stamps
+
+
+def test_notebooks_beside_the_pages_show_numbers_of_references(book):
+    html, source = book
     notebook = html / "_sources" / "notebooks" / "01_one.ipynb"
     notebook.parent.mkdir(parents=True)
     cell = nbformat.v4.new_markdown_cell("as by {numref}`sec`, or")
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), notebook)
-    monkeypatch.setattr(offers, "chromium", lambda: None)
-    offers.offer(html, source)
-    shown = first.read_text()
-    assert re.search(r'href="../thesis.epub" download>EPUB, [\d.]+ KiB<', shown)
-    assert 'href="../slides.html"' in shown
-    assert "PDF" not in shown
+    offers.number_references(html, source / "book" / "_toc.yml")
     assert "as by one, or" in notebook.read_text()
-
-    def printed(browser, page):
-        assert "<b>" not in page.read_text()
-        return made
-
-    made = b"x" * 2048
-    monkeypatch.setattr(offers, "chromium", lambda: "a browser")
-    monkeypatch.setattr(pdf, "print_pdf", printed)
-    monkeypatch.setattr(pdf, "page_numbers", lambda content: {"one": 9})
-    offers.offer(html, source)
-    assert 'href="../thesis.pdf" download>PDF, 2 KiB<' in first.read_text()
-    assert first.read_text().count("To take away") == 1
-    stamps = {path: path.stat().st_mtime_ns for path in html.rglob("*")}
-    offers.offer(html, source)
-    assert {path: path.stat().st_mtime_ns for path in html.rglob("*")} == stamps
 
 
 def test_the_second_printing_says_the_pages_that_the_first_found(book, monkeypatch):
@@ -344,8 +248,10 @@ def test_an_index_says_its_pages_in_their_order_and_each_once(book, monkeypatch)
     html, _ = book
     more, texts = html / "book" / "more.html", []
     places = ["first.html#first", "../notebooks/01_one.html#sec", "#more", "#more"]
-    links = [f'<a href="{to}"><b class="place">1.1</b></a>' for to in places]
-    entries = f"<ul class='index-entries'><li>word {', '.join(links)}</li></ul>"
+    names = ["word", "[1]", "[2]", "[3]"]
+    pairs = zip(places, names, strict=True)
+    links = [f'<a href="{to}">{name}</a>' for to, name in pairs]
+    entries = f"<ul class='genindextable'><li>{', '.join(links)}</li></ul>"
     more.write_text(more.read_text().replace("</h1>", f"</h1>{entries}"))
     numbers = {"first--first": 7, "one--sec": 12, "more--more": 3}
     monkeypatch.setattr(
@@ -353,7 +259,7 @@ def test_an_index_says_its_pages_in_their_order_and_each_once(book, monkeypatch)
     )
     monkeypatch.setattr(pdf, "page_numbers", lambda content: numbers)
     pdf.write_pdf("a browser", html, pages_of(book), ABOUT, html / "a.pdf")
-    entry = BeautifulSoup(texts[1], "html.parser").select_one(".index-entries li")
+    entry = BeautifulSoup(texts[1], "html.parser").select_one(".genindextable li")
     assert entry.get_text() == "word 3, 7, 12"
     leads = [link["href"] for link in entry.select("a")]
     assert leads == ["#more--more", "#first--first", "#one--sec"]
