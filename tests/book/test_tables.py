@@ -67,6 +67,11 @@ def test_a_table_is_published_cell_by_cell_and_missing_cells_are_left_out(monkey
         "way_GPTQ_3_rank_8_0_5_n": 2,
         "way_bf16_n": 16,
     }
+    records.publish_table("few", {"a": 1, "b": 2, "ab": 3}, "a.*")
+    assert records.published().keys() & {"few_a", "few_b", "few_ab"} == {
+        "few_a",
+        "few_ab",
+    }
     with pytest.raises(InvalidInput, match="published as way_a_b_n"):
         records.publish_table("way", pd.DataFrame({"n": [1, 2]}, index=["a b", "a+b"]))
 

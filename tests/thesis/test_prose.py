@@ -20,22 +20,15 @@ from typing import Any
 import nbformat
 import pytest
 import yaml
-
-from thesis_book.compare.present import README_BLOCK
+from citations import NUMBERED, PAGES, citations, cited_numbers, texts, uncited
 
 ROOT = Path(__file__).parents[2]
 CONTENT = yaml.safe_load((ROOT / "data" / "claims.yml").read_text())
 CLAIMS, SETTINGS = CONTENT["claims"], CONTENT["settings"]
-PAGES = [
-    *sorted(ROOT.glob("notebooks/*.ipynb")),
-    *sorted(ROOT.glob("book/*.md")),
-    ROOT / "README.md",
-]
 # What a work says, in the words in which a sentence that cites it may repeat it.
 FIGURES = {
     "thesis": ["36 %", "36%", "120 GB", "8 GB", "12.5 ms", "2.5 ms"],
 }
-NUMBERED = {int(page.name[:2]): page for page in PAGES if page.suffix == ".ipynb"}
 CODE = {"bibliography", "code-block", "include"}  # directives that hold no prose
 
 # --- What a number with a unit looks like ------------------------------------
@@ -73,29 +66,6 @@ TYPED = re.compile(
 )
 
 # --- From a page to its sentences --------------------------------------------
-
-
-def texts(page: Path, captions: bool = True) -> Iterator[str]:
-    """The Markdown of a page: the whole of it, or a chapter's cells and captions."""
-    if page.suffix == ".md":
-        # what stands between its marks is made from the claims (test_readme.py)
-        yield README_BLOCK.sub("", page.read_text())
-        return
-    for cell in nbformat.read(page, as_version=4).cells:
-        if cell.cell_type == "markdown":
-            yield cell.source
-        if not captions:
-            continue
-        shown = cell.metadata.get("mystnb", {})
-        yield from (
-            text
-            for text in (
-                shown.get("figure", {}).get("caption"),
-                cell.metadata.get("table", {}).get("caption"),
-                shown.get("image", {}).get("alt"),
-            )
-            if text
-        )
 
 
 def passages(markdown: str) -> Iterator[str]:
@@ -299,17 +269,6 @@ COMPARED = re.compile(
 )
 
 
-def calls(chapter: Path, name: str) -> Iterator[ast.Call]:
-    """The calls of `records.name` in a chapter."""
-    for cell in nbformat.read(chapter, as_version=4).cells:
-        if cell.cell_type == "code":
-            for node in ast.walk(ast.parse(cell.source)):
-                called = node.func if isinstance(node, ast.Call) else None
-                if isinstance(called, ast.Attribute) and called.attr == name:
-                    assert isinstance(node, ast.Call)
-                    yield node
-
-
 def pattern(node: ast.expr | None) -> str:
     """The names that a literal stands for, as a regular expression; '' for none."""
     if isinstance(node, ast.Constant):
@@ -319,36 +278,39 @@ def pattern(node: ast.expr | None) -> str:
     return ""
 
 
-def timed_names(chapter: Path) -> set[str]:
-    """What a chapter publishes as decided by the clock of its run, as patterns."""
+def published(chapter: Path, *functions: str) -> set[str]:
+    """The names that a chapter publishes by these functions of `records`, as patterns.
 
-    def keys(node: ast.AST) -> list:
-        match node:
-            case ast.Dict():
-                return node.keys
-            case ast.DictComp():
-                return [node.key]
-            case ast.Call(func=ast.Attribute(attr="numbers")):  # of an interval
-                return node.args[:1]
-        return []
+    Those of results that know their names are not in the text of a cell.
+    """
 
-    return {
+    def names(call: ast.Call, function: str) -> Iterator[str]:
+        yield from (key.arg for key in call.keywords if key.arg)
+        if function == "publish_table":
+            cells = ast.literal_eval(call.args[2]) if call.args[2:] else ".*"
+            yield f"{pattern(call.args[0])}_?(?:{cells})"
+            return
+        for node in (node for each in call.args for node in ast.walk(each)):
+            match node:
+                case ast.Dict():
+                    yield from map(pattern, node.keys)
+                case ast.DictComp():
+                    yield pattern(node.key)
+                case ast.Call(func=ast.Attribute(attr="numbers")):  # of an interval
+                    yield pattern(node.args[0])
+
+    functions = functions or ("publish", "publish_timed", "publish_table")
+    cells = nbformat.read(chapter, as_version=4).cells
+    found = {
         name
-        for call in calls(chapter, "publish_timed")
-        for node in ast.walk(call)
-        for key in keys(node)
-        if (name := pattern(key))
-    }
-
-
-def words_of(chapter: Path) -> set[str]:
-    """The words of a chapter that its numbers decide, as patterns."""
-    return {
-        name + ending
-        for function, ending in (("choose", ""), ("publish_change", "_word(_zh)?"))
-        for call in calls(chapter, function)
-        if (name := pattern(call.args[0]))
-    }
+        for cell in cells
+        if cell.cell_type == "code"
+        for node in ast.walk(ast.parse(cell.source))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+        and node.func.attr in functions
+        for name in names(node, node.func.attr)
+    }  # fmt: skip
+    return found - {"", "precision"}  # that one is of the record itself
 
 
 def among(cited: set[tuple[str, int | None]], named: set) -> bool:
@@ -360,8 +322,17 @@ def among(cited: set[tuple[str, int | None]], named: set) -> bool:
     )
 
 
-TIMED = {(name, n) for n, page in NUMBERED.items() for name in timed_names(page)}
-DECIDED = {(name, n) for n, page in NUMBERED.items() for name in words_of(page)}
+TIMED = {
+    (name, n)
+    for n, page in NUMBERED.items()
+    for name in published(page, "publish_timed")
+}
+OF_INTERVALS = ("_interval", "_origin", "_machine", "_mode")
+DECIDED = {  # words of the reference run, which its cells decide by its numbers
+    (name, chapter)
+    for (chapter, name), value in PUBLISHED.items()
+    if isinstance(value, str) and not name.endswith(OF_INTERVALS)
+}
 
 
 def typed_comparisons(
@@ -395,24 +366,25 @@ def test_a_typed_comparison_of_times_is_found(planted):
     assert not typed_comparisons(planted, 6, {("other_s", 6)}, words)
 
 
-def test_the_names_of_times_and_of_words_are_read_from_the_calls(tmp_path):
+def test_published_names_are_read_from_the_calls(tmp_path):
     source = (
-        "records.publish_timed({'step_s': 1} | {'rate_per_s': 2})\n"
+        "records.publish_timed({'step_s': 1}, rate_per_s=2)\n"
         "records.publish_timed({f'{kind}_ms': 1 for kind in kinds})\n"
         "records.publish_timed(median.numbers('pass_s'))\n"
-        "records.publish({'bytes': 3})\n"
-        "records.choose('bound', {'step_s > 1': 'slow', '': 'fast'})\n"
-        "records.publish_change('saved')"
+        "records.publish(bytes=share(of=3))\n"
+        "records.publish_table('peers', peers, 'a_.*|b')"
     )
     cells = [nbformat.v4.new_code_cell(source)]
     page = tmp_path / "06_x.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=cells), page)
-    timed = {(name, 6) for name in timed_names(page)}
+    timed = {(name, 6) for name in published(page, "publish_timed")}
     for name in ("step_s", "rate_per_s", "nf4_ms", "pass_s"):
         assert among({(name, 6)}, timed), name
     assert not among({("bytes", 6), ("step_s", 5)}, timed)
-    assert among({("bound", 6)}, {(name, 6) for name in words_of(page)})
-    assert among({("saved_word", 6)}, {(name, 6) for name in words_of(page)})
+    named = {(name, 6) for name in published(page)}
+    for name in ("peers_a_s", "bytes"):
+        assert among({(name, 6)}, named), name
+    assert not among({("peers_c", 6), ("of", 6)}, named)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -420,7 +392,7 @@ def test_no_comparison_of_times_is_typed(page):
     home = int(page.name[:2]) if page.suffix == ".ipynb" else None
     found = [hit for text in texts(page) for hit in typed_comparisons(text, home)]
     assert not found, "\n".join(
-        ["let a cell decide it (records.choose), or say it without comparing:", *found]
+        ["publish a word that a cell decides, or say it without comparing:", *found]
     )
 
 
@@ -526,40 +498,23 @@ def test_every_goal_that_was_missed_stands_where_readers_look_for_it(page):
 # --- Claims are cited, settings are true ---------------------------------------
 
 
-def citations(markdown: str, home: int | None = None) -> set[tuple[str, int | None]]:
-    """(name, number of the chapter that publishes it) of every glue role."""
-    return {
-        (name, int(chapter) if chapter else home)
-        for chapter, name in re.findall(
-            r"\{glue:text\}`(?:(?:[./]|notebooks/)*(\d\d)_\w+\.ipynb::)?(\w+)(?::[^`]*)?`",
-            markdown,
-        )
-    }
-
-
-def uncited(claims: Mapping[str, Mapping], cited: set[tuple[str, int | None]]) -> list:
-    """Names of claims that no page cites; the audit shows their intervals.
-
-    A reduction is cited as well by what `records.publish_change` makes of it.
-    """
-    cited = cited | {(name.removesuffix("_by"), home) for name, home in cited}
-    return [key for key, c in claims.items() if (key, c["chapter"]) not in cited]
-
-
-def test_an_uncited_claim_is_found():
-    claims = {"kept": {"chapter": 4}, "lost": {"chapter": 4}, "moved": {"chapter": 4}}
-    page = "{glue:text}`kept:.1f` {glue:text}`../notebooks/05_x.ipynb::moved:.1f`"
-    assert uncited(claims, citations(page, home=4)) == ["lost", "moved"]
-    said = citations("{glue:text}`saved_by:.1f` % fewer", home=4)
-    assert uncited({"saved": {"chapter": 4}}, said) == []
-
-
 def test_every_claim_is_cited_from_its_chapter():
-    cited: set[tuple[str, int | None]] = set()
-    for page in PAGES:
-        home = int(page.name[:2]) if page.suffix == ".ipynb" else None
-        cited |= citations("\n".join(texts(page)), home)
-    assert uncited(CLAIMS, cited) == []
+    cited = {(name.removesuffix("_by"), home) for name, home in cited_numbers()}
+    cited |= cited_numbers()
+    assert [k for k, c in CLAIMS.items() if (k, c["chapter"]) not in cited] == []
+
+
+@pytest.mark.parametrize("page", NUMBERED.values(), ids=lambda page: page.name)
+def test_every_published_number_is_cited(page):
+    """By a page, a caption or a claim, it or an end of its interval."""
+    assert uncited(published(page), int(page.name[:2])) == []
+
+
+def test_an_uncited_number_is_found():
+    assert uncited({"headline_load", "reduction_hybrid"}, 4) == []
+    assert uncited({r"far_[A-C]_1_5_\w+"}, 4) == []
+    assert uncited({"nowhere", r"nowhere_\w+"}, 4) == ["nowhere", r"nowhere_\w+"]
+    assert uncited({"headline_load"}, 5) == ["headline_load"]
 
 
 def value_of(attribute: str) -> Any:

@@ -5,13 +5,12 @@ import functools
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
-from thesis_book.execute.parameters import names_in, value_of
 from thesis_lib.common.errors import InvalidInput, parse_object, require
 from thesis_lib.common.files import write_whole
 from thesis_lib.common.provenance import disturbances
@@ -28,26 +27,29 @@ GLUED = "application/papermill.record/"  # where papermill keeps what is not sho
 _published: dict[str, Number] = {}
 
 
-def publish(numbers: Mapping[str, Real | float | str]) -> None:
+def publish(*results: Mapping[str, Any], **numbers: Any) -> None:
     """Glue each number under its name, so that prose on any page can cite it.
 
-    Floats stay floats: prose rounds with `{glue:text}`name:.1f``. Raises InvalidInput
-    for a name that is no identifier and for a number that is not finite.
+    `results` are mappings of names to numbers, such as `Interval.numbers` returns; of
+    equal names the last one counts. Floats stay floats: prose rounds with
+    `{glue:text}`name:.1f``. Raises InvalidInput for a name that is no identifier and
+    for a number that is not finite.
     """
-    _glue(numbers)
+    _glue({**ChainMap(numbers, *reversed(results))})
 
 
-def publish_timed(numbers: Mapping[str, Real | float | str]) -> None:
-    """Publish numbers that the clock of this run decided, in the cell that measured.
+def publish_timed(*results: Mapping[str, Any], **numbers: Any) -> None:
+    """Publish what the clock of this run decided, numbers and words.
 
     Those whose measurement was disturbed say so: `thesis run` names them and the book
     marks each place that cites them (`thesis_lib.common.provenance.undisturbed`).
     """
+    numbers = {**ChainMap(numbers, *reversed(results))}
     _glue(numbers, disturbed=list(disturbances()))
 
 
-def _glue(numbers: Mapping[str, Real | float | str], **noted: object) -> None:
-    """Glue numbers with what is `noted` of all of them, where it is anything."""
+def _glue(numbers: Mapping[str, Any], disturbed: Sequence[str] = ()) -> None:
+    """Glue numbers, and what disturbed the measurement of all of them."""
     from IPython.display import display  # of the kernel, no dependency of the package
 
     for name, value in numbers.items():
@@ -61,68 +63,36 @@ def _glue(numbers: Mapping[str, Real | float | str], **noted: object) -> None:
         )
         _published[name] = plain
         book = {"name": name, "mime_prefix": GLUED}  # as myst_nb.glue writes it
-        book |= {key: note for key, note in noted.items() if note}
+        if disturbed:
+            book["disturbed"] = disturbed
         display(
             {f"{GLUED}text/plain": repr(plain)}, raw=True, metadata={"scrapbook": book}
         )
 
 
-def choose(name: str, cases: Mapping[str, str]) -> None:
-    """Publish, as `name`, the wording that published numbers decide.
-
-    `cases` are tried in order. Each is a comparison of published names and numbers,
-    with `+ - * /`, `and`, `or` and `not`; the last is "", for all else. The rules go
-    with the word, so that it can be held against the numbers that the page has in the
-    end (`contradiction`). Raises InvalidInput for a rule that is something else and
-    for a name in it that is not published.
-    """
-    require(
-        list(cases)[-1:] == [""],
-        f"{name}: the last of its cases must be '', for all that the others leave",
-    )
-    word = decided(cases, _published)
-    # pairs, for a notebook keeps no order of keys
-    _glue({name: word}, rules=[list(case) for case in cases.items()])
-
-
-def listed(names: Sequence[str]) -> str:
-    """Names in a sentence: 'a, b and c', and 'none' where there are none."""
-    *others, last = names or ["none"]
+def listed(names: Iterable[str], labels: Mapping[str, str] | None = None) -> str:
+    """Names, or their labels, in a sentence: 'a, b and c'; 'none' without any."""
+    *others, last = [(labels or {}).get(name, name) for name in names] or ["none"]
     return f"{', '.join(others)} and {last}" if others else last
 
 
-def decided(cases: Mapping[str, str], numbers: Mapping[str, Number]) -> str:
-    """The word of the first case that `numbers` fulfil; see `choose`."""
-    for rule, word in cases.items():
-        if not rule:
-            return word
-        missing = [name for name in names_in(rule) if name not in numbers]
-        require(
-            not missing,
-            f"rule {rule!r} compares {', '.join(missing)}, which nothing has published "
-            "so far: publish it first",
-        )
-        if value_of(rule, numbers):
-            return word
-    raise InvalidInput("no case holds: the last must be ''")
+def publish_change(*names: str) -> None:
+    """Publish reductions in percent as prose says them: '1.3 % more', '34 % fewer'.
 
-
-def publish_change(name: str, words: tuple[str, str] = ("fewer", "more")) -> None:
-    """Publish a reduction in percent as prose says it: '1.3 % more', '34 % fewer'.
-
-    From the published `name`, and `name_low` and `name_high` where they are: `name_by`,
-    `name_by_low` and `name_by_high`, whose sign makes `name_by` positive, and
-    `name_word`, one of `words`; `name_word_zh` is the same in Chinese.
+    From each published `name`, and `name_low` and `name_high` where they are:
+    `name_by`, `name_by_low` and `name_by_high`, whose sign makes `name_by` positive,
+    and `name_word`, which is "fewer" or "more"; `name_word_zh` is the same in Chinese.
     """
-    for ending, (less, more) in {"word": words, "word_zh": ("減少", "增加")}.items():
-        choose(f"{name}_{ending}", {f"{name} < 0": more, "": less})
-    value = _published[name]
-    ends = [_published.get(f"{name}_{end}") for end in ("low", "high")]
-    turned = -1 if float(value) < 0 else 1
-    publish({f"{name}_by": turned * float(value)})
-    if None not in ends:
-        low, high = sorted(turned * float(end) for end in ends if end is not None)
-        publish({f"{name}_by_low": low, f"{name}_by_high": high})
+    for name in names:
+        value = float(_published[name])
+        turned = -1 if value < 0 else 1
+        words = ("more", "增加") if value < 0 else ("fewer", "減少")
+        numbers = {f"{name}_by": turned * value}
+        ends = [_published.get(f"{name}_{end}") for end in ("low", "high")]
+        if None not in ends:
+            low, high = sorted(turned * float(end) for end in ends if end is not None)
+            numbers |= {f"{name}_by_low": low, f"{name}_by_high": high}
+        publish(numbers, {f"{name}_word": words[0], f"{name}_word_zh": words[1]})
 
 
 def published() -> dict[str, Number]:
@@ -155,25 +125,6 @@ def glued(notebook: "NotebookNode") -> dict[str, Any]:
         causes = dict.fromkeys(cause for found in disturbed.values() for cause in found)
         numbers |= {"disturbed": " ".join(disturbed), "disturbed_by": "; ".join(causes)}
     return numbers
-
-
-def choices(notebook: "NotebookNode") -> dict[str, dict[str, str]]:
-    """The cases that decided each word of an executed notebook (`records.choose`)."""
-    return {
-        noted["name"]: dict(noted["rules"])
-        for noted, _ in _outputs(notebook)
-        if noted.get("rules")
-    }
-
-
-def contradictions(notebook: "NotebookNode") -> list[str]:
-    """Words of an executed notebook that its numbers do not give, each explained."""
-    numbers = glued(notebook)
-    return [
-        f"{name} is {numbers[name]!r}, but its numbers say {word!r}"
-        for name, cases in choices(notebook).items()
-        if (word := decided(cases, numbers)) != numbers[name]
-    ]
 
 
 def check(name: str, value: float, expected: float, rtol: float) -> str:
@@ -305,29 +256,41 @@ class Record:
         return cls.from_json(raw, path)
 
 
-def publish_table(name: str, table: Any) -> None:
-    """Publish every cell of a DataFrame as `name_row_column`, for prose to cite.
+def publish_table(name: str, table: Any, cells: str = ".*") -> None:
+    """Publish cells of a DataFrame as `name_row_column`, for prose to cite.
 
-    Of a mapping every value is published, as `name_key`.
+    Of a mapping every value is published, as `name_key`. `cells` is a regular
+    expression: only those are published of which it matches all that follows `name_`.
 
     The levels of an index follow one another, and what no identifier may hold becomes
     an underscore: row "GPTQ 3 + rank 8" of column "bits" is `name_GPTQ_3_rank_8_bits`.
     Missing cells are left out. Raises InvalidInput where two cells would have one name.
     """
-    if isinstance(table, Mapping):
-        publish({_cell_name(name, key): value for key, value in table.items()})
-        return
-    cells: dict[str, Number] = {}
-    for column in table.columns:
-        for row, value in table[column].astype(object).dropna().items():
-            key = _cell_name(name, row, column)
-            require(
-                key not in cells,
-                f"two cells of {name} would be published as {key}: expected labels "
-                "that differ in letters or digits; rename a row or a column",
-            )
-            cells[key] = value.item() if hasattr(value, "item") else value
-    publish(cells)
+    labelled = (
+        [((key,), value) for key, value in table.items()]
+        if isinstance(table, Mapping)
+        else [
+            ((row, column), value)
+            for column in table.columns
+            for row, value in table[column].astype(object).dropna().items()
+        ]
+    )
+    numbers: dict[str, Number] = {}
+    for labels, value in labelled:
+        key = _cell_name(name, *labels)
+        require(
+            key not in numbers,
+            f"two cells of {name} would be published as {key}: expected labels "
+            "that differ in letters or digits; rename a row or a column",
+        )
+        numbers[key] = value.item() if hasattr(value, "item") else value
+    publish(
+        {
+            key: value
+            for key, value in numbers.items()
+            if re.fullmatch(cells, key.removeprefix(name).removeprefix("_"))
+        }
+    )
 
 
 def _cell_name(*labels: object) -> str:

@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import yaml
 
 from thesis_book import figures
@@ -56,8 +55,7 @@ from thesis_book.execute.chapters import (
     storage,
 )
 from thesis_book.execute.claims import HISTORY, REFERENCE, read_claims, read_history
-from thesis_book.execute.parameters import names_in
-from thesis_book.execute.records import Record, choices, contradictions
+from thesis_book.execute.records import Record
 from thesis_book.render.notebooks import clean_notebook
 from thesis_book.render.offers import number_references, offer_pdf
 from thesis_book.render.staging import Published, stage_notebook, write_figure
@@ -76,21 +74,9 @@ DOWNLOADS = "downloads"  # the chapters as readers take them away
 
 
 def _published(results: list[tuple[Path, Record]], compared: Comparison) -> Published:
-    """What the chapters published; a word is in doubt with a number that decided it.
-
-    Raises InvalidInput for a page whose words contradict its numbers.
-    """
+    """What the chapters published, with what is in doubt, and the cards of claims."""
     run = Run(compared.labels[0], tuple(record for _, record in results))
     doubted = doubts(compared, run)
-    for path, record in results:
-        notebook = nbformat.read(path, as_version=4)
-        wrong = contradictions(notebook)
-        require(not wrong, f"{path.name} contradicts itself: {'; '.join(wrong)}")
-        known = doubted.get(record.chapter, {})
-        for word, cases in choices(notebook).items():
-            for name in {name for rule in cases if rule for name in names_in(rule)}:
-                if name in known:
-                    known[word] = known[name]
     by_chapter = {record.chapter: record for _, record in results}
     keys = [(claim.chapter, claim.key) for claim in compared.rows["claim"]]
     claims = {

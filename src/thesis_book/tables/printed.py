@@ -13,6 +13,12 @@ from thesis_book.figures.style import policy
 
 MINUS, NOTHING, ENDLESS = "\N{MINUS SIGN}", "\N{EN DASH}", "\N{INFINITY}"
 NUMERAL = re.compile(rf"{MINUS}?[\d,]+(\.\d+)?|{NOTHING}|{MINUS}?{ENDLESS}")
+NAMES = {  # what each table prints for these names of the program
+    "low": "from", "high": "to", "bf16": "bfloat16", "int8": "LLM.int8()",
+    "nf4": "NF4", "fp4": "FP4", "accelerate": "Accelerate", "diffusers": "Diffusers",
+    "sqlite": "SQLite", "postgresql": "PostgreSQL", "q-error p50": "q-error, median",
+    "q-error p95": "q-error, 95th percentile",
+}  # fmt: skip
 HTML, CLAIMS = "text/html", "claims"  # what a notebook keeps beside a table
 WORDS = ' class="text"'  # of a cell that does not stand under the point of a number
 
@@ -99,13 +105,20 @@ def table(
     """A frame as it is printed, with so many digits behind the point.
 
     `digits` may name columns (an outermost or innermost label), others have 1.
-    Integers have none. Labels are those of `names`, the printed name of a policy, or
-    themselves with blanks for underscores. True and False are yes and no, a missing
+    Integers have none. Labels are those of `names` and of NAMES, the printed name of a
+    policy, or themselves with blanks for underscores; the ends of an interval,
+    `…_low` and `…_high`, are "from" and "to". True and False are yes and no, a missing
     value is a dash. A column of numbers alone stands to the right. `claims` says where
     published numbers stand, by their names: (row, column) of the frame.
     """
     frame = frame.to_frame() if isinstance(frame, pd.Series) else frame
-    names = names or {}
+    ends = {
+        label: NAMES[end]
+        for label in frame.columns
+        for end in ("low", "high")
+        if f"{label}".endswith(f"_{end}")
+    }
+    names = NAMES | ends | dict(names or {})
     columns = []
     for label, values in frame.items():
         parts = label if isinstance(label, tuple) else (label,)

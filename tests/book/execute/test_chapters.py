@@ -1,7 +1,7 @@
 import nbformat
 import pytest
 
-from thesis_book.execute import chapters, records
+from thesis_book.execute import chapters
 from thesis_book.execute.chapters import assignment, parameters, resolve, run, select
 from thesis_book.execute.records import Record
 from thesis_lib.common.errors import InvalidInput, Lost
@@ -128,14 +128,12 @@ MEASURED = """
 from thesis_book.execute import records
 from thesis_lib.common import provenance
 provenance._disturbances.append("others took 1.90 cores")
-records.publish_timed({"step_s": 0.5})
-records.publish({"bytes": 3})
-records.choose("pace", {"step_s > 0.3": "slow", "": "fast"})
+records.publish_timed(step_s=0.5, pace="slow")
+records.publish(bytes=3)
 records.publish_timed({"rate_per_s": 2.0})
 provenance.undisturbed(lambda: provenance._disturbances.clear(), tries=1)
 provenance._disturbances.clear()
-records.publish_timed({"later_s": 1.0})
-records.choose("last", {"": "none"})
+records.publish_timed(later_s=1.0)
 """
 
 
@@ -144,14 +142,10 @@ def test_a_record_names_the_numbers_whose_measurement_was_disturbed(checkout):
     ((record, _),) = run(select(["2"]), "smoke", {}, checkout / "out", quiet)
     assert record.numbers == {
         "step_s": 0.5, "bytes": 3, "pace": "slow", "rate_per_s": 2.0, "later_s": 1.0,
-        "last": "none", "disturbed": "step_s rate_per_s",
+        "disturbed": "step_s pace rate_per_s",
         "disturbed_by": "others took 1.90 cores",
     }  # fmt: skip
     executed = nbformat.read(checkout / "out" / "02_second.ipynb", as_version=4)
-    assert records.choices(executed) == {
-        "pace": {"step_s > 0.3": "slow", "": "fast"}, "last": {"": "none"}
-    }  # fmt: skip
-    assert records.contradictions(executed) == []
     shown = {o.output_type for cell in executed.cells for o in cell.get("outputs", [])}
     assert shown == {"display_data"}  # glued, and no word is printed above the prose
 

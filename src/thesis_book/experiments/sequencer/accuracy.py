@@ -10,6 +10,7 @@ any more.
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from math import exp
 from statistics import NormalDist
 from typing import Any
@@ -71,6 +72,13 @@ def log_r2(true_s: F64, predicted_s: F64) -> float:
     """Share of the variance of log service time that the prediction explains."""
     require(bool(np.ptp(true_s) > 0), "all true times are equal: nothing to explain")
     return float(r2_score(np.log(true_s), np.log(predicted_s)))
+
+
+def on_processor(trace: Trace) -> Trace:
+    """Return a trace whose service and unit times are those on the processor."""
+    cpu_s = trace.measured["cpu_s"]
+    share = cpu_s / trace.service_s
+    return replace(trace, service_s=cpu_s, units_s=trace.units_s * share[:, None])
 
 
 def intraclass_correlation(service_s: F64) -> float:

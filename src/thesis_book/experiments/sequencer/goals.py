@@ -342,7 +342,6 @@ def worth_of_learning(runs: pd.DataFrame, load: float) -> dict[str, float | str]
         ("reduction_learned", "bid-price", "fifo"),
         ("reduction_constant", constant, "fifo"),
         ("reduction_codel", "codel", "fifo"),
-        ("reduction_simple", best, "fifo"),
         ("learned_over_constant", "bid-price", constant),
         ("learned_over_simple", "bid-price", best),
     ):
@@ -356,14 +355,13 @@ def over_best_rule(
 ) -> dict[str, float | str]:
     """bid-price against the best of SIMPLE, both learned, in percent.
 
-    The reduction `learned_over_simple_PLACE` with its ends, the rule and both shares.
+    The reduction `learned_over_simple_PLACE` with its ends, and the rule.
     """
     runs = learning(config, load, seeds=seeds, seed=seed)
-    worth = worth_of_learning(runs, load)
-    over = reduction(runs, "bid-price", load, str(worth["simple_best"]))
+    best = str(worth_of_learning(runs, load)["simple_best"])
+    over = reduction(runs, "bid-price", load, best)
     return over.numbers(f"learned_over_simple_{place}", 100) | {
-        f"{name}_{place}": worth[name]
-        for name in ("simple_best", "simple_percent", "learned_percent")
+        f"simple_best_{place}": best
     }
 
 

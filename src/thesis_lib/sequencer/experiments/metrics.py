@@ -336,9 +336,12 @@ def headline(runs: pd.DataFrame, load: float) -> dict[str, float | str]:
     for policy, name in named.items():
         numbers |= share(runs, policy, load).numbers(f"{name}_violations_percent", 100)
     for policy in HEADLINE:
-        name, of_fifo = named[policy], ratio_interval(commits[policy], commits["fifo"])
-        numbers |= reduction(runs, policy, load).numbers(f"reduction_{name}", 100)
-        numbers |= of_fifo.numbers(f"throughput_{name}_percent", 100)
+        numbers |= reduction(runs, policy, load).numbers(
+            f"reduction_{named[policy]}", 100
+        )
+    for policy in ("hybrid", "bid-price"):
+        of_fifo = ratio_interval(commits[policy], commits["fifo"])
+        numbers |= of_fifo.numbers(f"throughput_{named[policy]}_percent", 100)
     return numbers
 
 
