@@ -14,7 +14,7 @@ export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help book test smoke full lab outputs mutants proof headline gpu lint clean fonts lock setup
-.PHONY: pdf release coverage sizes ae manifest bench
+.PHONY: pdf release coverage sizes ae manifest
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -66,11 +66,6 @@ proof: $(READY) ## laws that take minutes
 
 headline: $(READY) ## a 65B geometry in 8 GiB and in 4: says disk and time first (ARGS=)
 	$(BIN)/python benchmarks/headline.py $(ARGS)
-
-bench: $(READY) ## every comparison with a peer once more, against what was recorded
-	@mkdir -p build/bench
-	$(BIN)/python benchmarks/peers.py --out build/bench/peers.json \
-	  --against data/measurements/peers.json
 
 gpu: ## needs a CUDA device: its checks, a 65B geometry in 8 GiB, chapter 6 (PROFILE=default)
 	@sh scripts/require_gpu.sh

@@ -1,15 +1,14 @@
-"""A command inside a hard limit of memory, and what it really took and read.
+"""A command inside a hard limit of memory, and what it took and read.
 
-The physical half of the meter: the kernel counts every page of the command, its page
-cache included, and kills what does not fit. Control groups of version 1 and 2,
-whichever holds the memory controller and may be written; elsewhere the largest resident
-set is watched and the command killed past the limit, which is reported as "uncapped".
+The kernel counts every page of the command, its page cache included, and kills what
+does not fit: control groups of version 1 or 2, whichever has the memory controller and
+may be written. Elsewhere the largest resident set is watched and the command killed
+past the limit, which is reported as "uncapped".
 """
 
 import contextlib
 import json
 import os
-import re
 import signal
 import subprocess
 import tempfile
@@ -18,8 +17,8 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
-from typing import Any, Literal, Self
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, NamedTuple, Self
 
 import psutil
 from record import calling
@@ -30,7 +29,7 @@ from thesis_lib.common.units import format_size
 
 How = Literal["cgroup v1", "cgroup v2", "uncapped"]
 
-PROC = Path("/proc")
+PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 _LOOK_S = 0.02  # between two looks at an ending command
 _EMPTY_S = 5.0  # until a killed group must be empty
 # The shell joins the group and becomes the command: no page is charged elsewhere.
@@ -101,23 +100,19 @@ def confined_call(
 
 
 def confine(
-    argv: Sequence[str | Path],
-    limit_bytes: int,
-    look_s: float = 0.02,
-    proc: Path = PROC,
+    argv: Sequence[str | Path], limit_bytes: int, look_s: float = 0.02
 ) -> Confined:
     """Run a command that may hold `limit_bytes` of memory at most, and wait for it.
 
-    Swap counts too, or is forbidden. The group is removed afterwards, after an
-    interrupt too, and processes that the command left in it are killed; what a killed
-    caller leaves, the next call removes. Complaints go to this process's own stream.
-    Every `look_s` seconds its use is noted. Raises InvalidInput for a limit that is not
-    positive; a command that is killed is reported, not raised.
+    Swap counts too, or is forbidden. The group is removed afterwards, also after an
+    interrupt, and processes that the command left in it are killed. Messages go to this
+    process's own stream. Every `look_s` seconds its use is noted. Raises InvalidInput
+    for a limit that is not positive; a command that is killed is reported, not raised.
     """
     require(limit_bytes > 0, f"limit_bytes={limit_bytes} must be positive")
     words = [str(word) for word in argv]
     start = time.perf_counter()
-    with _open_group(limit_bytes, proc) as group, tempfile.TemporaryFile() as out:
+    with _open_group(limit_bytes) as group, tempfile.TemporaryFile() as out:
         process = subprocess.Popen([*group.joins, *words], stdout=out)
         try:
             use, read_bytes = _watch(process, group, look_s)
@@ -129,7 +124,7 @@ def confine(
         return Confined(
             how=group.how,
             limit_bytes=limit_bytes,
-            peak_bytes=group.peak_bytes(),
+            peak_bytes=group.peak_bytes,
             killed=group.kills() > 0,
             returncode=process.returncode,
             seconds=time.perf_counter() - start,
@@ -139,9 +134,9 @@ def confine(
         )
 
 
-def how_confined(proc: Path = PROC) -> How:
-    """What `confine` can do on this machine."""
-    with _open_group(2**30, proc) as group:
+def how_confined() -> How:
+    """Return what `confine` can do on this machine."""
+    with _open_group(2**30) as group:
         return group.how
 
 
@@ -151,7 +146,7 @@ def read_from_disk_bytes(pid: int | Literal["self"] = "self") -> int | None:
     Reads that the page cache served do not count. None where the system does not say.
     """
     try:
-        return _entry(PROC / str(pid) / "io", "read_bytes: ")
+        return _entry(PROC / str(pid) / "io", "read_bytes:")
     except OSError:
         return None
 
@@ -192,53 +187,49 @@ def forget_pages(paths: Iterable[Path]) -> None:
 
 
 class _Uncapped:
-    """No group: the largest resident set is looked at, and killed past the limit."""
+    """No group: the largest resident set is watched, and killed past the limit."""
 
     how: How = "uncapped"
     joins: tuple[str, ...] = ()
 
     def __init__(self, limit_bytes: int) -> None:
-        self._limit_bytes, self._most_bytes = limit_bytes, 0
+        self._limit_bytes, self.peak_bytes = limit_bytes, 0
+
+    def look(self, pid: int) -> tuple[int, int]:
+        """Return the largest resident set of a process and its children, twice."""
+        family: list[psutil.Process] = []
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended by itself
+            family = [psutil.Process(pid), *psutil.Process(pid).children(True)]
+        most_bytes = max(map(largest_resident_bytes, family), default=0)
+        self.peak_bytes = max(self.peak_bytes, most_bytes)
+        for process in reversed(family) if self.kills() else ():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        return most_bytes, most_bytes
+
+    def kills(self) -> int:
+        return int(self.peak_bytes > self._limit_bytes)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def look(self, pid: int) -> tuple[int, int]:
-        """The largest resident set of the family of `pid`, twice."""
-        family = _family(pid)
-        most_bytes = max(map(largest_resident_bytes, family), default=0)
-        self._most_bytes = max(self._most_bytes, most_bytes)
-        if self.kills():
-            for process in reversed(family):
-                with contextlib.suppress(psutil.NoSuchProcess):  # it ended by itself
-                    process.kill()
-        return most_bytes, most_bytes
-
-    def peak_bytes(self) -> int:
-        return self._most_bytes
-
-    def kills(self) -> int:
-        return int(self._most_bytes > self._limit_bytes)
+    def __exit__(self, *_: object) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class _Version:
-    """How a version of control groups names its files, and what limits a group."""
+class _Files(NamedTuple):
+    """The files of a control group, by its version."""
 
     how: How
-    peak: str  # file with the largest number of bytes so far
-    usage: str  # file with the number of bytes now
-    anonymous: str  # entry of memory.stat that counts what is no page cache
-    events: str  # file that counts kills
+    peak: str  # largest number of bytes so far, which old kernels lack
+    usage: str  # number of bytes now
+    anonymous: str  # entry of memory.stat that counts all but the page cache
+    events: str  # counts kills
     # What is written into which file, the limit first; a kernel may lack the others.
     limits: dict[str, str]
 
 
-_VERSIONS = {
-    1: _Version(
+_FILES = {
+    1: _Files(
         "cgroup v1", "memory.max_usage_in_bytes", "memory.usage_in_bytes", "total_rss",
         "memory.oom_control",
         {
@@ -247,7 +238,7 @@ _VERSIONS = {
             "memory.memsw.limit_in_bytes": "{limit}",  # memory and swap together
         },
     ),
-    2: _Version(
+    2: _Files(
         "cgroup v2", "memory.peak", "memory.current", "anon", "memory.events",
         {"memory.max": "{limit}", "memory.swap.max": "0"},
     ),
@@ -255,15 +246,29 @@ _VERSIONS = {
 
 
 class _Group:
-    """A control group of our own."""
+    """A new control group with a limit. Raises OSError where `parent` takes none."""
 
-    def __init__(self, folder: Path, version: _Version) -> None:
-        self.folder, self.files = folder, version
-        self.how: How = version.how
-        self.members, self._most_bytes = folder / "cgroup.procs", 0
+    def __init__(self, parent: Path, version: int, limit_bytes: int) -> None:
+        self.files, self._most_bytes = _FILES[version], 0
+        self.how: How = self.files.how
+        self.folder = parent / f"thesis-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self.members = self.folder / "cgroup.procs"
         # The words before those of a command that is to run in it.
         self.joins = ("/bin/sh", "-c", _JOIN, str(self.members))
+        if version == 2:
+            enabled = parent / "cgroup.subtree_control"
+            if "memory" not in enabled.read_text().split():
+                enabled.write_text("+memory")  # fails where `parent` has processes
+        self.folder.mkdir()  # the kernel puts the files into it
+        try:
+            for number, (name, text) in enumerate(self.files.limits.items()):
+                if number == 0 or (self.folder / name).exists():
+                    (self.folder / name).write_text(text.format(limit=limit_bytes))
+        except OSError:
+            self.folder.rmdir()
+            raise
 
+    @property
     def peak_bytes(self) -> int:
         """Largest use so far; that of all looks where the kernel keeps no maximum."""
         kept = (self.folder / self.files.peak).is_file()
@@ -272,16 +277,17 @@ class _Group:
         return self._most_bytes
 
     def look(self, pid: int) -> tuple[int, int]:
-        """Bytes now, and those of them that are no page cache."""
-        self.peak_bytes()
+        """Return bytes now, and those of them that are no page cache."""
         now = int((self.folder / self.files.usage).read_text())
-        return now, self._entry("memory.stat", self.files.anonymous)
+        return min(now, self.peak_bytes), self._entry(
+            "memory.stat", self.files.anonymous
+        )
 
     def kills(self) -> int:
         return self._entry(self.files.events, "oom_kill")
 
     def _entry(self, file: str, name: str) -> int:
-        return _entry(self.folder / file, rf"{name} ") or 0
+        return _entry(self.folder / file, name) or 0
 
     def __enter__(self) -> Self:
         return self
@@ -304,15 +310,15 @@ class _Group:
 
 def _entry(file: Path, name: str) -> int | None:
     """The number behind a name that begins a line of a file; None without it."""
-    hit = re.search(rf"^{name}(\d+)$", file.read_text(), re.MULTILINE)
-    return int(hit[1]) if hit else None
+    lines = map(str.split, file.read_text().splitlines())
+    return next((int(words[1]) for words in lines if words[0] == name), None)
 
 
-def _open_group(limit_bytes: int, proc: Path) -> _Group | _Uncapped:
+def _open_group(limit_bytes: int) -> _Group | _Uncapped:
     """A new group with the limit, where a memory controller lets us make one."""
-    for parent, version in _parents(proc):
+    for parent, version in _parents():
         try:
-            group = _limited(parent, version, limit_bytes)
+            group = _Group(parent, version, limit_bytes)
         except OSError:
             continue  # not ours to write, or without the controller: the next one
         joins = [*group.joins, "true"]
@@ -322,70 +328,28 @@ def _open_group(limit_bytes: int, proc: Path) -> _Group | _Uncapped:
     return _Uncapped(limit_bytes)
 
 
-def _limited(parent: Path, version: int, limit_bytes: int) -> _Group:
-    """A child of `parent` with a hard limit. Raises OSError, and leaves nothing."""
-    _sweep(parent)
-    folder = parent / f"thesis-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    if version == 2:
-        enabled = parent / "cgroup.subtree_control"
-        if "memory" not in enabled.read_text().split():
-            enabled.write_text("+memory")  # refused where processes are in `parent`
-    folder.mkdir()  # the kernel puts the files into it
-    try:
-        for number, (name, text) in enumerate(_VERSIONS[version].limits.items()):
-            if number == 0 or (folder / name).exists():
-                (folder / name).write_text(text.format(limit=limit_bytes))
-    except OSError:
-        folder.rmdir()
-        raise
-    return _Group(folder, _VERSIONS[version])
-
-
-def _sweep(parent: Path) -> None:
-    """Remove the empty groups of processes that were killed and could not do it."""
-    for folder in parent.glob("thesis-*-*"):
-        if not psutil.pid_exists(int(folder.name.split("-")[1])):
-            with contextlib.suppress(OSError):  # its command still runs in it
-                folder.rmdir()
-
-
-def _parents(proc: Path) -> Iterator[tuple[Path, int]]:
-    """Groups under which ours may be made, the nearest first, with their version.
+def _parents() -> Iterator[tuple[Path, int]]:
+    """Groups under which one may be made, the nearest first, with their version.
 
     In version 2 a group with processes cannot hand its memory to children, but one
-    further up often does so already, and belongs to the user.
+    further up often does so already, and belongs to the user. In a container the tree
+    may be mounted without what lies above its own group.
     """
     try:
-        own = (proc / "self" / "cgroup").read_text().splitlines()
-        mounts = (proc / "self" / "mountinfo").read_text().splitlines()
+        lines = (PROC / "self" / "cgroup").read_text().splitlines()
     except OSError:
         return  # not Linux
-    paths: dict[int, str] = {}
-    for line in own:
+    unified = CGROUPS / "unified"
+    tops = {1: CGROUPS / "memory", 2: unified if unified.is_dir() else CGROUPS}
+    for line in lines:
         _, controllers, path = line.split(":", 2)
-        if "memory" in controllers.split(","):
-            paths[1] = path
-        elif not controllers:
-            paths[2] = path
-    for version, kind in ((1, "cgroup"), (2, "cgroup2")):
-        for line in mounts:
-            before, _, after = line.partition(" - ")
-            root, point = before.split()[3:5]
-            name, *_, options = after.split()
-            memory = version == 2 or "memory" in options.split(",")
-            if name != kind or not memory or version not in paths:
-                continue
-            path = paths[version]
-            if root != "/" and not f"{path}/".startswith(f"{root}/"):
-                continue  # a mount of another part of the tree
-            inside = path if root == "/" else path[len(root) :]
-            group = Path(point + inside)
-            yield group, version
-            if version == 2:
-                for ancestor in group.parents:
-                    if not ancestor.is_relative_to(point):
-                        break
-                    yield ancestor, version
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        version, own = 1 if controllers else 2, PurePosixPath(path)
+        for each in (own, *own.parents):
+            group = tops[version] / each.relative_to("/")
+            if group.is_dir():
+                yield group, version
 
 
 def _watch(
@@ -409,11 +373,3 @@ def _has_ended(process: subprocess.Popen) -> bool:
         return process.poll() is not None
     flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
     return os.waitid(os.P_PID, process.pid, flags) is not None
-
-
-def _family(pid: int) -> list[psutil.Process]:
-    try:
-        first = psutil.Process(pid)
-        return [first, *first.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []

@@ -5,26 +5,33 @@ measures both in turn; measures time and peak memory of a replay from 10^4 to 10
 transactions, each size in a process of its own; and replays one log of 10^7
 transactions with three numbers of workers, whose states must be equal.
 
-    python benchmarks/simulator.py
+    python benchmarks/simulator.py [--against PATH]
+
+With `--against` another checkout, the script only compares the speed of the two: events
+per second and time per decision of three policies, in turn, and equal histories.
 """
 
 import json
 import multiprocessing
+import os
+import subprocess
+import sys
 import time
 import tracemalloc
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import numpy as np
 import psutil
 import simpy
-from record import Record, benchmark, both_clocks
+from record import Record, benchmark, both_clocks, checkout, ratio, show, turns
 from replica import state_digest
 from simpy.events import EventPriority
 
@@ -372,10 +379,80 @@ def slope(rows: list[dict], name: str) -> float:
     return float(np.polyfit(n, np.log([row[name] for row in rows]), 1)[0])
 
 
+# --- Another checkout --------------------------------------------------------
+SPEED_POLICIES = ("fifo", "hybrid-corrected", "bid-price")
+SPEED_ROUNDS, SPEED_TRANSACTIONS, SPEED_LOAD = 15, 20_000, 1.1
+# Answers each policy on a line of its input with the numbers of one run. It imports
+# only names that both checkouts have: `decide` is the script of its own checkout.
+_SPEED = """
+import hashlib, json, sys, time
+from decide import PROCESSOR, Case, compiled
+from thesis_lib.sequencer import SimulationConfig, noisy_estimate
+
+n, load = int(sys.argv[1]), float(sys.argv[2])
+cell = SimulationConfig.of_scenario("A", transactions=n)
+made = cell.make_trace(1)
+trace, estimated_s = cell.arrange(made, load, 1), noisy_estimate()(made, 1)
+for line in sys.stdin:
+    rule = cell.policy(line.strip())
+    begin = time.process_time()
+    history = cell.history(trace, rule, estimated_s, load)
+    run_s = time.process_time() - begin
+    case = Case(cell, trace, estimated_s, rule)
+    _, decisions_us = compiled(case, PROCESSOR, check=False)
+    times = hashlib.sha256(history.finish_s.tobytes()).hexdigest()
+    found = {"us_per_event": 5e5 * run_s / n, "history": times}
+    found["us_per_decision"] = float(decisions_us.mean())
+    print(json.dumps(found), flush=True)
+"""
+
+
+def compare_trees(trees: dict[str, Path]) -> list[dict[str, Any]]:
+    """Return a row for each policy: medians of both checkouts, and their ratios.
+
+    An event is an arrival or a commit. Ratios are those of the first checkout over the
+    second, within a round. The histories must be equal.
+    """
+    cases = [(tree, policy) for policy in SPEED_POLICIES for tree in trees]
+    samples: dict[tuple[str, str], list[dict[str, Any]]] = {case: [] for case in cases}
+    words = [sys.executable, "-c", _SPEED, f"{SPEED_TRANSACTIONS}", f"{SPEED_LOAD}"]
+    with ExitStack() as stack:
+        workers: dict[str, Any] = {}
+        for name, folder in trees.items():
+            places = os.pathsep.join(str(folder / at) for at in ("src", "benchmarks"))
+            workers[name] = stack.enter_context(
+                subprocess.Popen(
+                    words, cwd=folder, env=os.environ | {"PYTHONPATH": places},
+                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                )
+            )  # fmt: skip
+        for number, (name, policy) in turns(cases, SPEED_ROUNDS + 1):
+            print(policy, file=workers[name].stdin, flush=True)
+            row = json.loads(workers[name].stdout.readline())
+            samples[name, policy] += [row] if number else []  # the first compiles
+    own, other = trees
+    rows = []
+    for policy in SPEED_POLICIES:
+        mine, theirs = samples[own, policy], samples[other, policy]
+        assert len({row["history"] for row in mine + theirs}) == 1, policy
+        for what in ("us_per_event", "us_per_decision"):
+            seconds = [[row[what] for row in each] for each in (mine, theirs)]
+            row = {"policy": policy, "what": what, own: seconds[0], other: seconds[1]}
+            rows.append(row | ratio(*seconds))
+    return rows
+
+
 @benchmark
-def main(out: Path) -> None:
+def main(
+    out: Path, *, against: Annotated[Path | None, "a checkout to compare with"] = None
+) -> None:
     """Compare, grow, agree, and keep the record."""
     record = Record(out)
+    if against is not None:
+        rows = compare_trees({"here": checkout(), "there": against.resolve()})
+        show(rows)
+        record.write(rows=rows)
+        return
     peers = [against_simpy(*case) for case in CASES]
     with ProcessPoolExecutor(
         1, multiprocessing.get_context("spawn"), max_tasks_per_child=1

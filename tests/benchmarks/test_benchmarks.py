@@ -304,12 +304,12 @@ def test_a_grid_is_told_with_its_times(patched, tmp_path):
 
 
 @pytest.mark.proof
-def test_what_people_wait_for_is_measured_beside_nothing(tmp_path):
-    record = run("start", tmp_path, ["1"])
-    nothing, *rows = record["rows"]
-    assert nothing["over_nothing"]["ratio"] == 1
-    assert all(row["median_s"] > nothing["median_s"] for row in rows)
-    assert record.keys() >= MADE_BY
+def test_speed_is_compared_with_another_checkout(patched, tmp_path):
+    patched("simulator", SPEED_POLICIES=("fifo",), SPEED_ROUNDS=1)
+    patched("simulator", SPEED_TRANSACTIONS=300)
+    rows = run("simulator", tmp_path, ["--against", ROOT])["rows"]
+    assert [row["what"] for row in rows] == ["us_per_event", "us_per_decision"]
+    assert all(row["ratio"] == row["here"][0] / row["there"][0] for row in rows)
 
 
 def test_no_script_is_left_out():
