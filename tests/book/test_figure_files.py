@@ -57,9 +57,6 @@ WORKED = worked_example.run_worked(BATCH, "hybrid")
 SMALL = ModelSpec(
     "small", 2, 8, 20, heads=3, kv_heads=1, head_dim=2, vocab=9, tied=True
 )
-BAR = SimpleNamespace(
-    name="u", range=SimpleNamespace(low=1, high=2), at_low=9.0, at_high=90.0, swing=81.0
-)
 DRAWINGS = {  # by function: a drawing, and numbers that it was given, in its own units
     "ring_picture": (
         lambda draw: draw(VISITS, ENDS_S),
@@ -91,7 +88,11 @@ DRAWINGS = {  # by function: a drawing, and numbers that it was given, in its ow
         lambda draw: draw([1e6, 2e6], {"rent": [1.0, 2.5], "own": [1.0, np.inf]},
                           [(1.5e6, 1.5)]),
         [1e6, 2e6, 1.0, 2.5, 1.5e6, 1.5]),
-    "tornado": (lambda draw: draw([BAR], 15.0, {"u": "use"}), [9, 90, 15]),
+    "tornado": (
+        lambda draw: draw(
+            frame("low high at_low at_high swing", [1, 2, 9.0, 90.0, 81.0],
+                  index=["u"]), 15.0, {"u": "use"}),
+        [9, 90, 15]),
     "bits_and_perplexity": (
         lambda draw: draw(frame(f"method bits {PERPLEXITY}", ["GPTQ", 4.25, 26, 25, 27],
                                 ["bf16", 16.0, 24.0, 24.0, 24.0])),

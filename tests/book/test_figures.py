@@ -269,15 +269,11 @@ def test_a_bill_ends_where_the_machine_does_and_crossings_are_marked():
 
 
 def test_a_tornado_has_its_largest_bar_on_top_with_the_inputs_at_its_ends():
-    drawn = [
-        SimpleNamespace(
-            name=name, range=SimpleNamespace(low=low, high=high), at_low=at_low,
-            at_high=at_high, swing=abs(at_high - at_low),
-        )
-        for name, low, high, at_low, at_high in (
-            ("u", 0.1, 1, 90, 9), ("p", 1, 2, 10, 20), ("z", 1, 1, 15, 15)
-        )
-    ]  # fmt: skip
+    drawn = pd.DataFrame(
+        [[0.1, 1, 90, 9, 81], [1, 2, 10, 20, 10], [1, 1, 15, 15, 0]],
+        ["u", "p", "z"],
+        ["low", "high", "at_low", "at_high", "swing"],
+    )
     labels = {"u": "use", "p": "price", "z": "none"}
     (ax,) = figures.tornado(drawn, 15.0, labels).figure.axes
     assert texts(ax.get_yticklabels()) == ["use", "price"]

@@ -327,6 +327,12 @@ TIMED = {
     for n, page in NUMBERED.items()
     for name in published(page, "publish_timed")
 }
+PUBLISHED = {
+    (int(record.name[:2]), name): value
+    for profile in ("smoke", "default")
+    for record in (ROOT / "data" / "reference" / profile).glob("*.json")
+    for name, value in json.loads(record.read_text())["numbers"].items()
+}
 OF_INTERVALS = ("_interval", "_origin", "_machine", "_mode")
 DECIDED = {  # words of the reference run, which its cells decide by its numbers
     (name, chapter)

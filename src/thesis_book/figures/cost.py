@@ -46,33 +46,32 @@ def monthly_bills(
     return Drawing(figure, pd.concat(frames, ignore_index=True))
 
 
-def tornado(bars: Sequence[Any], base: float, labels: Mapping[str, str]) -> Drawing:
+def tornado(bars: pd.DataFrame, base: float, labels: Mapping[str, str]) -> Drawing:
     """How far a cost moves over the range of each input, the largest on top.
 
-    `bars` are those of `deployment.tornado`, `base` the cost with every input at its
-    value; an input that moves nothing is left out.
+    `bars` are those of `experiments.memory.costs.tornado`, `base` the cost with every
+    input at its value; an input that moves nothing is left out.
     """
-    shown = [bar for bar in bars if bar.swing > 0]
+    shown: Any = bars[bars.swing > 0]
     figure, panel = style.axes(height_in=0.8 + 0.32 * len(shown))
     reach = []
-    for row, bar in enumerate(shown):
-        low, high = sorted([(bar.at_low, bar.range.low), (bar.at_high, bar.range.high)])
+    for row, bar in enumerate(shown.itertuples()):
+        low, high = sorted([(bar.at_low, bar.low), (bar.at_high, bar.high)])
         panel.barh(row, high[0] - low[0], left=low[0], height=0.6, color=style.SKY)
         for (usd, value), side, gap in ((low, "right", -4), (high, "left", 4)):
             text = {"ha": side, "va": "center", "fontsize": 7}
             style.note(panel, f"{value:,.4g}", (usd, row), (gap, 0), **text)
             reach.append(usd)
     panel.axvline(base, color=style.INK, linewidth=1)
-    style.name_rows(panel, [labels[bar.name] for bar in shown])
+    names = [labels[name] for name in shown.index]
+    style.name_rows(panel, names)
     panel.set(xlabel="US$ per million tokens", xscale="log")
     panel.set_xlim(min(reach) / 1.6, max(reach) * 1.4)
     style.log_ticks(panel.xaxis, (1, 2, 3, 5))
-    rows = [
-        [labels[bar.name], bar.range.low, bar.range.high, bar.at_low, bar.at_high, base]
-        for bar in shown
-    ]
-    columns = ["input", "low", "high", "usd_at_low", "usd_at_high", "usd_at_value"]
-    return Drawing(figure, pd.DataFrame(rows, columns=columns))
+    ends = shown[["low", "high", "at_low", "at_high"]].reset_index(drop=True)
+    ends.columns = ["low", "high", "usd_at_low", "usd_at_high"]
+    ends.insert(0, "input", names)
+    return Drawing(figure, ends.assign(usd_at_value=base))
 
 
 # --- Introduction --------------------------------------------------------------------

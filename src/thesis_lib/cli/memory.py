@@ -349,13 +349,9 @@ def cost(
     between: tuple[float, float] | None = option(
         None, "Interval of that rate.", metavar="LOW HIGH"
     ),
-    record: str | None = option(
-        None, "Take the rate of a run, such as headline:bf16-8192MiB."
-    ),
     model: str = option("llama-65b", "Geometry, where the rate is to be predicted."),
     weights: str = option("bf16", "bf16, nf4, int8 or lossless."),
     batch: int = option(1, "Sequences."),
-    cards: int = option(1, "Of the item, side by side: two h100 hold llama-65b."),
     utilisation: float = option(1.0, "Busy share of the hours paid for."),
     price: list[str] | None = option(
         None, "A price of your own; repeatable.", metavar="ITEM=USD"
@@ -364,24 +360,15 @@ def cost(
 ) -> None:
     """Cost of a million tokens, rented and owned, and where they break even.
 
-    The rate is given, taken from a record, or else predicted for MODEL on the card.
+    The rate is given, or else predicted for MODEL on the card.
     """
-    from thesis_lib.memory.cost.deployment import Question, summarise, volume
+    from thesis_lib.memory.cost.deployment import volume
     from thesis_lib.memory.cost.prices import parse_override
+    from thesis_lib.memory.cost.question import Question, summarize
 
-    asked = Question(
-        gpu=gpu,
-        cards=cards,
-        tokens_per_s=tokens_per_s,
-        between=between,
-        record=record,
-        model=model,
-        weights=weights,
-        batch=batch,
-        utilisation=utilisation,
-    )
+    asked = Question(gpu, tokens_per_s, between, model, weights, batch, utilisation)
     with console.status("pricing"):
-        result = summarise(asked, parse_override(price or []))
+        result = summarize(asked, parse_override(price or []))
 
     def dollars(name: str) -> str:
         if result[f"{name}_tokens"] is None:
@@ -395,7 +382,7 @@ def cost(
         streamed, f", {streamed} layers streamed"
     )
     lines = [
-        f"{dollars('usd_per_million')} per million tokens on {cards} × {gpu}{held}, "
+        f"{dollars('usd_per_million')} per million tokens on {gpu}{held}, "
         f"rented at ${result['usd_per_hour']:.2f}/h ({result['price_status']}, "
         f"{result['price_date']}); {result['tokens_per_s']:.4g} tokens/s "
         f"{result['basis']}"

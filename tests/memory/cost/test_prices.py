@@ -54,6 +54,7 @@ def test_an_override_replaces_the_amount_and_its_range_and_says_so(table):
         (HEADER + ROW.replace("0.5", "nan"), "card=nan"),
         (HEADER + ROW.replace("0.5", "0.8"), "card=0.8 from 0.4 to 0.7"),
         (HEADER + ROW.replace("0.7", "inf"), "to inf"),
+        (HEADER + ROW.replace("0.4", "0.6"), "the first between the others"),
         (HEADER + ROW.replace("0.5", "cheap"), "line 2: .*'cheap'"),
         (HEADER + ROW.replace("hour", "day"), "line 2: per='day'"),
         (HEADER + ROW.replace("2026-01-02", "January"), "line 2: .*'January'"),

@@ -50,28 +50,15 @@ class Bigrams:
         return self.table[ids]
 
 
-STRIDES = [(32, None), (32, 32), (32, 7), (32, 1), (500, None), (1, 1)]
-
-
-@pytest.mark.parametrize(("context", "stride"), STRIDES)
-def test_stride_and_context_do_not_matter_to_a_model_without_memory(context, stride):
+@pytest.mark.parametrize("context", [1, 7, 32, 500])
+def test_context_does_not_matter_to_a_model_without_memory(context):
     tokens, model = text(), Bigrams()
     log_p = torch.log_softmax(model.table, dim=-1)[tokens[:-1], tokens[1:]]
     expected = float(torch.exp(-log_p.double().mean()))
-    found = perplexity(model, tokens, context, stride)
+    found = perplexity(model, tokens, context)
     assert found.value == pytest.approx(expected, rel=1e-5)
-    assert found.tokens == 399  # all but the first, once
-
-
-def test_a_smaller_stride_gives_each_token_more_context():
-    whole, fine = Bigrams(), Bigrams()
-    perplexity(whole, text(), 32)
-    found = perplexity(fine, text(), 32, 8)
-    # After the first window each scored token has at least 24 tokens before it.
-    assert found.counts[1:].max() == 8
-    assert fine.longest == 32
-    assert whole.positions == 399
-    assert fine.positions > 3 * whole.positions
+    assert found.tokens == model.positions == 399  # all but the first, once
+    assert model.longest == min(context, 399)
 
 
 def test_a_model_that_knows_the_next_token_has_perplexity_one():
@@ -117,7 +104,7 @@ def test_a_paired_ratio_cancels_the_difficulty_of_the_text():
 
 
 REFUSED = {
-    "stride=33": lambda: perplexity(uniform, text(), 32, 33),
+    "context=0": lambda: perplexity(uniform, text(), 0),
     "two or more": lambda: perplexity(uniform, text(1), 32),
     "float32 from 0": lambda: perplexity(uniform, torch.arange(9.0), 4),
     "int64 from -1": lambda: perplexity(uniform, torch.arange(9) - 1, 4),

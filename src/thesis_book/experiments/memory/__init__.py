@@ -1,1 +1,1 @@
-"""Experiments of Part II: timed passes."""
+"""Experiments of Part II: timed passes, costs of deployments."""

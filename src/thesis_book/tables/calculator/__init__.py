@@ -13,11 +13,12 @@ from pathlib import Path
 
 from jinja2 import Template
 
+from thesis_book.experiments.memory.costs import evaluate
 from thesis_lib.common.errors import require
 from thesis_lib.common.units import significant
 from thesis_lib.memory.cost.cost import HOURS_PER_MONTH, Bill, Mix, break_even_tokens
 from thesis_lib.memory.cost.cost import most_tokens as month_of_tokens
-from thesis_lib.memory.cost.deployment import STORAGE_GB, Configuration, evaluate
+from thesis_lib.memory.cost.deployment import STORAGE_GB, Configuration
 
 STEPS = 100  # of a slider, evenly spaced in the logarithm
 COLUMNS = {

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from thesis_lib.common.errors import InvalidInput, choice, require
+from thesis_lib.common.errors import InvalidInput, choice, require, require_count
 from thesis_lib.common.stats import F64, I64, Interval, ratio_interval
 from thesis_lib.memory.model.pretrained import encode, read_text
 
@@ -94,20 +94,16 @@ def _of_windows(nll: F64, counts: I64) -> Interval:
 
 @torch.inference_mode()
 def perplexity(
-    model: Callable[[Tensor], Any],
-    tokens: Tensor,
-    context: int,
-    stride: int | None = None,
+    model: Callable[[Tensor], Any], tokens: Tensor, context: int
 ) -> Perplexity:
     """Perplexity of a causal model on one text, tokens (n,).
 
-    Windows of at most `context` inputs advance by `stride`, by default without
-    overlap. Each scores the next tokens that no window before it has scored, so all
-    but the first token of the text are scored exactly once whatever the stride; a
-    smaller stride gives each token more context and takes longer. `model` maps ids
-    (1, t) to logits (1, t, vocabulary), or to an object that has them as `logits`.
+    Windows of at most `context` inputs do not overlap; each scores the tokens that
+    follow its inputs, so that all but the first token of the text are scored once.
+    `model` maps ids (1, t) to logits (1, t, vocabulary), or to an object that has them
+    as `logits`.
 
-    Raises InvalidInput for a stride outside [1, context], fewer than two tokens, and
+    Raises InvalidInput for a context that is not positive, fewer than two tokens, and
     tokens that are no numbers of the vocabulary.
 
     >>> import torch
@@ -116,11 +112,7 @@ def perplexity(
     >>> round(perplexity(uniform, torch.arange(20), context=8).value, 3)
     50.0
     """
-    step = context if stride is None else stride
-    require(
-        1 <= step <= context,
-        f"stride={step} must lie in [1, context={context}]: no token may be skipped",
-    )
+    require_count("context", context)
     require(
         tokens.ndim == 1 and len(tokens) >= 2,
         f"tokens have shape {tuple(tokens.shape)}: expected one text of two or more",
@@ -133,21 +125,16 @@ def perplexity(
         f"tokens are {tokens.dtype} from {tokens.min()} to {tokens.max()}: expected "
         "numbers of the vocabulary, from 0, as the tokenizer of this model gives",
     )
-    inputs = len(tokens) - 1
-    nll, counts, scored = [], [], 0
-    while scored < inputs:
-        # The first window scores all of its context; later ones add one stride each.
-        start = 0 if scored == 0 else scored + step - context
-        end = min(start + context, inputs)
-        window = tokens[start:end]
-        output = model(window[None])
-        new = end - scored
-        logits = getattr(output, "logits", output)[0, -new:].float()
-        targets = tokens[scored + 1 : end + 1].to(logits.device)
-        loss = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+    windows = tokens[:-1].split(context), tokens[1:].split(context)
+    nll, counts = [], []
+    for inputs, targets in zip(*windows, strict=True):
+        output = model(inputs[None])
+        logits = getattr(output, "logits", output)[0].float()
+        loss = torch.nn.functional.cross_entropy(
+            logits, targets.to(logits.device), reduction="sum"
+        )
         nll.append(float(loss))
-        counts.append(new)
-        scored = end
+        counts.append(len(targets))
     return Perplexity(np.array(nll), np.array(counts, np.int64))
 
 
