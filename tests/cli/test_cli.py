@@ -3,16 +3,21 @@
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer import Option, Typer, echo
 from typer.testing import CliRunner
 
 from thesis_book.__main__ import app
-from thesis_lib.cli.common import strict_json
+from thesis_lib.cli import common
+from thesis_lib.cli.common import option, strict_json
+from thesis_lib.common.errors import require
 from thesis_lib.memory.model import smollm2
 from thesis_lib.sequencer.core.trace import KeySets, Trace
 
@@ -50,6 +55,37 @@ values = st.recursive(
 def test_printed_json_says_null_for_what_is_no_number_and_all_else_as_it_is(value):
     lenient = json.loads(json.dumps(value), parse_constant=lambda constant: None)
     assert strict(strict_json(value)) == lenient
+
+
+@dataclass(frozen=True)
+class Machine:
+    cores: int = option(4, "Of the machine.")
+    speed: Annotated[float, Option("--clock", help="In GHz.")] = 2.5
+
+    def __post_init__(self):
+        require(self.cores > 0, f"cores must be positive, got {self.cores}.")
+
+
+def test_command_builds_options_from_fields_of_a_dataclass(monkeypatch):
+    application = Typer()
+    monkeypatch.setattr(common, "app", application)
+
+    @common.command
+    def run(
+        *, name: str = option(..., "Of it."), machine: Machine, seed: int = 0
+    ) -> None:
+        echo(f"{name} {machine} {seed}")
+
+    def invoke(words):
+        return CliRunner().invoke(application, words.split())
+
+    assert invoke("--name a --cores 8").stdout == f"a {Machine(8, 2.5)} 0\n"
+    assert invoke("--name a --clock 3 --seed 1").stdout == f"a {Machine(4, 3.0)} 1\n"
+    assert invoke("--name a --cores 0").stderr == (
+        "thesis: cores must be positive, got 0.\n"
+    )
+    shown = invoke("--help").stdout
+    assert all(word in shown for word in ("Of the machine.", "--clock", "default: 4"))
 
 
 SERVE = "serve --policy fifo --load 1 --seconds 1"

@@ -1,9 +1,11 @@
 """What commands share: the application, refusals in one sentence, bars, JSON."""
 
 import functools
+import inspect
 import json
 import math
 from collections.abc import Callable
+from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -36,13 +38,37 @@ Json = Annotated[
 
 
 def command(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Register `function` as a command whose refusals are one sentence."""
+    """Register `function` as a command that reports an error in one sentence.
+
+    The parameters of `function` become options. A parameter whose type is a dataclass
+    stands for the fields of that class: each field becomes an option, and the function
+    receives one instance. A field declares its option as a parameter does, by
+    `Annotated[..., typer.Option(...)]` or by a default of `option(...)`. Options are
+    listed in the order of parameters and fields. Raises ValueError where two options
+    have one name.
+    """
+    groups: dict[str, list[str]] = {}  # options of each parameter that is a dataclass
+    options_of: list[inspect.Parameter] = []
+    parameters = inspect.signature(function, eval_str=True).parameters
+    for name, parameter in parameters.items():
+        if is_dataclass(parameter.annotation):
+            fields = inspect.signature(parameter.annotation, eval_str=True).parameters
+            groups[name] = list(fields)
+            options_of += fields.values()
+        else:
+            options_of.append(parameter)
+    signature = inspect.Signature(
+        [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in options_of]
+    )
 
     @functools.wraps(function)
-    def guarded(*args: Any, **options: Any) -> None:
+    def guarded(**options: Any) -> None:
         status, notes = 1, []
         try:
-            function(*args, **options)
+            for name, fields in groups.items():
+                given = {field: options.pop(field) for field in fields}
+                options[name] = parameters[name].annotation(**given)
+            function(**options)
             return
         except (InvalidInput, Lost) as error:
             said, status = str(error), error.exit_code
@@ -67,6 +93,10 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
         typer.echo("\n".join([*notes, f"thesis: {said}"]), err=True)
         raise typer.Exit(status)
 
+    guarded.__dict__["__signature__"] = signature
+    guarded.__annotations__ = {
+        name: each.annotation for name, each in signature.parameters.items()
+    }
     return app.command()(guarded)
 
 

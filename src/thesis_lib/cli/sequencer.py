@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -17,39 +18,59 @@ POLICY_HELP = (
     "FILE.py:FUNCTION."
 )
 
-Engine = Annotated[str, typer.Option(help="sqlite or postgresql.")]
-Dsn = Annotated[
-    str | None,
-    typer.Option(help="PostgreSQL server. Default: a temporary one of this machine."),
-]
-Workload = Annotated[str, typer.Option(help="tpcc or ycsb.")]
-Mix = Annotated[
-    str | None, typer.Option(help="tpcc: spec, new-order/payment; ycsb: A, B, C, F.")
-]
-Zipf = Annotated[float | None, typer.Option(help="Skew of ycsb. Default: 0.99.")]
-Partitions = Annotated[int, typer.Option(help="Warehouses or partitions, a file each.")]
 Processes = Annotated[int, typer.Option(help="Worker processes.")]
+
+
+@dataclass(frozen=True)
+class Database:
+    """Options of the engine that runs transactions."""
+
+    engine: Annotated[str, typer.Option(help="sqlite or postgresql.")] = "sqlite"
+    dsn: str | None = option(
+        None, "PostgreSQL server. Default: a temporary one of this machine."
+    )
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Options of the transactions that an engine runs."""
+
+    workload: Annotated[str, typer.Option(help="tpcc or ycsb.")] = "tpcc"
+    mix: str | None = option(None, "tpcc: spec, new-order/payment; ycsb: A, B, C, F.")
+    zipf: float | None = option(None, "Skew of ycsb. Default: 0.99.")
+    warehouses: int = option(2, "Warehouses or partitions, a file each.")
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Options of one collected trace."""
+
+    replays: int = option(1, "Runs of the same log.")
+    seed: int = option(0, "Seed of data and log.")
+
+
+@dataclass(frozen=True)
+class Learning:
+    """Options of the estimator that learns from a collected trace."""
+
+    estimator: Path | None = option(
+        None, "Also learn from the trace, and write what was learned here."
+    )
+    learn: str = option(
+        "boosted", "What: constant, sum-max, linear, boosted, quantiles."
+    )
 
 
 @command
 def collect(
+    *,
     output: Annotated[Path, typer.Argument(metavar="OUT.parquet")],
-    engine: Engine = "sqlite",
-    dsn: Dsn = None,
+    database: Database,
     transactions: int = option(20_000, "Length of the log."),
     workers: Processes = 2,
-    workload: Workload = "tpcc",
-    mix: Mix = None,
-    zipf: Zipf = None,
-    warehouses: Partitions = 2,
-    replays: int = option(1, "Runs of the same log."),
-    seed: int = option(0, "Seed of data and log."),
-    estimator: Path | None = option(
-        None, "Also learn from the trace, and write what was learned here."
-    ),
-    learn: str = option(
-        "boosted", "What: constant, sum-max, linear, boosted, quantiles."
-    ),
+    workload: Workload,
+    collection: Collection,
+    learning: Learning,
     as_json: Json = False,
 ) -> None:
     """Run a workload on the real deterministic engine and write a trace.
@@ -64,6 +85,7 @@ def collect(
     from thesis_lib.sequencer.estimators.saved import save_estimator
     from thesis_lib.sequencer.workload.features import static_names, with_features
 
+    estimator, learn = learning.estimator, learning.learn
     for file in (output, *([] if estimator is None else [estimator])):
         if not file.parent.is_dir():
             raise InvalidInput(f"folder {file.parent} does not exist: create it first")
@@ -75,13 +97,15 @@ def collect(
     )
     choice("learn", learn, LEARNED)
     clock = time.perf_counter()
-    with console.status(f"running {workload}"):
+    with console.status(f"running {workload.workload}"):
         log = engine_.make_log(
-            workload, transactions, seed, warehouses=warehouses, mix=mix, zipf=zipf
-        )
+            workload.workload, transactions, collection.seed, mix=workload.mix,
+            warehouses=workload.warehouses, zipf=workload.zipf,
+        )  # fmt: skip
         trace = engine_.collect(
-            engine, workers=workers, replays=replays, log=log, dsn=dsn
-        )
+            database.engine, workers=workers, replays=collection.replays, log=log,
+            dsn=database.dsn,
+        )  # fmt: skip
     try:
         trace.write(output)
         if estimator is not None:
@@ -105,31 +129,35 @@ def collect(
     show(result, as_json, lines)
 
 
-@command
-def serve(
-    policy: str = option(..., POLICY_HELP),
-    load: float = option(..., "Share of FIFO's measured saturation rate."),
-    seconds: float = option(..., "Under each of policy and FIFO."),
-    engine: Engine = "sqlite",
-    dsn: Dsn = None,
+@dataclass(frozen=True)
+class Rounds:
+    """Options of the runs that compare a policy with FIFO."""
+
     estimator: str = option(
         "boosted",
         "constant, sum-max, linear, boosted; or a file that `thesis collect "
         "--estimator` wrote.",
-    ),
-    rounds: int = option(5, "Pairs of runs that share them."),
-    workers: Processes = 2,
+    )
+    rounds: int = option(5, "Pairs of runs that share them.")
+    workers: Processes = 2
     deadline: str | None = option(
         None,
         "Service level objective, such as 12.5ms. Default: twice the 95th "
         "percentile of the service time.",
-    ),
-    batch: int = option(10, "Transactions that close a batch."),
-    flush: str = option("1ms", "Time that closes a batch."),
-    workload: Workload = "tpcc",
-    mix: Mix = None,
-    zipf: Zipf = None,
-    warehouses: Partitions = 2,
+    )
+    batch: int = option(10, "Transactions that close a batch.")
+    flush: str = option("1ms", "Time that closes a batch.")
+
+
+@command
+def serve(
+    *,
+    policy: str = option(..., POLICY_HELP),
+    load: float = option(..., "Share of FIFO's measured saturation rate."),
+    seconds: float = option(..., "Under each of policy and FIFO."),
+    database: Database,
+    runs: Rounds,
+    workload: Workload,
     seed: int = option(0, "Seed of data, log and arrivals."),
     as_json: Json = False,
 ) -> None:
@@ -140,13 +168,14 @@ def serve(
     from thesis_lib.common.provenance import disturbances
     from thesis_lib.sequencer.experiments.live import serve as serve_
 
-    with console.status(f"serving {workload}"):
+    slo_s = None if runs.deadline is None else units.parse_duration(runs.deadline)
+    with console.status(f"serving {workload.workload}"):
         result = serve_(
-            engine=engine, dsn=dsn, policy=policy, estimator=estimator, load=load,
-            seconds=seconds, rounds=rounds, workers=workers,
-            slo_s=None if deadline is None else units.parse_duration(deadline),
-            seed=seed, workload=workload, mix=mix, zipf=zipf, warehouses=warehouses,
-            batch_size=batch, flush_s=units.parse_duration(flush),
+            policy=policy, load=load, seconds=seconds, seed=seed,
+            estimator=runs.estimator, rounds=runs.rounds, workers=runs.workers,
+            slo_s=slo_s, batch_size=runs.batch,
+            flush_s=units.parse_duration(runs.flush), **asdict(database),
+            **asdict(workload),
         )  # fmt: skip
     low, high = result["reduction_ci"]
     lines = [
@@ -163,44 +192,73 @@ def serve(
     show(result, as_json, lines)
 
 
+@dataclass(frozen=True)
+class Source:
+    """Options of where transactions come from."""
+
+    scenario: str | None = option(None, "A, B or C.")
+    trace: Path | None = option(None, "A trace, replayed with its own arrivals.")
+    rows: str | None = option(
+        None, "Of a long trace the only ones to read, as 1000000:1200000, from 0."
+    )
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """Options of the service times that a policy is given."""
+
+    estimator: str = option(
+        "noisy",
+        "noisy, boosted, …; of a trace, a learned one is fitted on the first "
+        "half and the rest is replayed. Or a file that `thesis collect "
+        "--estimator` wrote.",
+    )
+    noise: float = option(0.2, "Sigma of `noisy`.")
+    bias: float = option(1.0, "Multiplies every estimate.")
+
+
+@dataclass(frozen=True)
+class Study:
+    """Options of how much is simulated."""
+
+    seeds: int | None = option(
+        None,
+        "Paired seeds. Default: 5; to compare, 8 that choose and as many that judge.",
+    )
+    seed: int = option(0, "What they are drawn from.")
+    transactions: int | None = option(
+        None, "For each seed. Default: 20,000; of a trace, all of them."
+    )
+    warehouses: int | None = option(None, "Of the scenario.")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Options of the simulated sequencer and database."""
+
+    cores: int | None = option(None, "Of the scenario; of a trace 4, if not given.")
+    deadline: str | None = option(None, "Service level objective, such as 12.5ms.")
+    lag: str = option("0s", "Decision to dispatch, as 0.5ms.")
+    sequencing: str = option("0s", "The sequencer's work on a transaction, as 5us.")
+    overhead: str = option("0s", "On a worker beside each service, as 20us.")
+    batch: int = option(10, "Transactions that fill a batch.")
+    flush: str | None = option(None, "Timer of a batch, such as 1ms; else none.")
+    clients: int | None = option(None, "Of a closed loop; else the loop is open.")
+
+
 @command
 def simulate(
+    *,
     policy: list[str] = option(..., f"{POLICY_HELP} Given twice or more, compares."),
     load: list[float] = option(
         [],
         "Share of FIFO's saturation rate. Of a trace, stretches its arrivals; "
         "without, they stay as they are. Given twice or more, one after the other.",
     ),
-    scenario: str | None = option(None, "A, B or C."),
-    trace: Path | None = option(None, "A trace, replayed with its own arrivals."),
-    rows: str | None = option(
-        None, "Of a long trace the only ones to read, as 1000000:1200000, from 0."
-    ),
-    estimator: str = option(
-        "noisy",
-        "noisy, boosted, …; of a trace, a learned one is fitted on the first "
-        "half and the rest is replayed. Or a file that `thesis collect "
-        "--estimator` wrote.",
-    ),
-    noise: float = option(0.2, "Sigma of `noisy`."),
-    bias: float = option(1.0, "Multiplies every estimate."),
-    seeds: int | None = option(
-        None,
-        "Paired seeds. Default: 5; to compare, 8 that choose and as many that judge.",
-    ),
-    seed: int = option(0, "What they are drawn from."),
-    transactions: int | None = option(
-        None, "For each seed. Default: 20,000; of a trace, all of them."
-    ),
-    warehouses: int | None = option(None, "Of the scenario."),
-    cores: int | None = option(None, "Of the scenario; of a trace 4, if not given."),
-    deadline: str | None = option(None, "Service level objective, such as 12.5ms."),
-    lag: str = option("0s", "Decision to dispatch, as 0.5ms."),
-    sequencing: str = option("0s", "The sequencer's work on a transaction, as 5us."),
-    overhead: str = option("0s", "On a worker beside each service, as 20us."),
-    batch: int = option(10, "Transactions that fill a batch."),
-    flush: str | None = option(None, "Timer of a batch, such as 1ms; else none."),
-    clients: int | None = option(None, "Of a closed loop; else the loop is open."),
+    source: Source,
+    estimates: Estimates,
+    study: Study,
+    machine: Machine,
     gap: float | None = option(
         None, "Of bid-price: violations of a type above another's, as a share."
     ),
@@ -210,15 +268,19 @@ def simulate(
     from thesis_lib.sequencer.core.events import Delays
     from thesis_lib.sequencer.experiments.grid import compare_policies, simulate_cell
 
+    delays = map(
+        units.parse_duration, (machine.lag, machine.sequencing, machine.overhead)
+    )
+    rows, slo, flush = source.rows, machine.deadline, machine.flush
     at = {
-        "scenario": scenario, "trace": trace, "estimator": estimator,
-        "rows": None if rows is None else units.parse_rows(rows),
-        "noise": noise, "bias": bias, "seed": seed, "transactions": transactions,
-        "warehouses": warehouses, "cores": cores, "batch_size": batch,
-        "slo_s": None if deadline is None else units.parse_duration(deadline),
-        "delays": Delays(*map(units.parse_duration, (lag, sequencing, overhead))),
+        "scenario": source.scenario, "trace": source.trace,
+        "rows": None if rows is None else units.parse_rows(rows), **asdict(estimates),
+        "seed": study.seed, "transactions": study.transactions,
+        "warehouses": study.warehouses, "cores": machine.cores,
+        "slo_s": None if slo is None else units.parse_duration(slo),
+        "delays": Delays(*delays), "batch_size": machine.batch,
         "flush_s": math.inf if flush is None else units.parse_duration(flush),
-        "clients": clients,
+        "clients": machine.clients,
     }  # fmt: skip
     require(
         len(policy) == 1 or gap is None,
@@ -228,14 +290,17 @@ def simulate(
     def answer(load: float | None) -> tuple[dict, list[str]]:
         if len(policy) > 1:
             compared = compare_policies(
-                policy, seeds=8 if seeds is None else seeds, load=load, **at
+                policy, seeds=8 if study.seeds is None else study.seeds, load=load, **at
             )
             return compared, _compared(**compared)
         result = simulate_cell(
-            policy=policy[0], seeds=5 if seeds is None else seeds, load=load,
-            gap=math.inf if gap is None else gap, **at,
-        )  # fmt: skip
-        return result, _simulated(result, estimator)
+            policy=policy[0],
+            seeds=5 if study.seeds is None else study.seeds,
+            load=load,
+            gap=math.inf if gap is None else gap,
+            **at,
+        )
+        return result, _simulated(result, estimates.estimator)
 
     with console.status("simulating"):
         answers = [answer(each) for each in load or [None]]
