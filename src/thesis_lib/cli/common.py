@@ -51,8 +51,9 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
     options_of: list[inspect.Parameter] = []
     parameters = inspect.signature(function, eval_str=True).parameters
     for name, parameter in parameters.items():
-        if is_dataclass(parameter.annotation):
-            fields = inspect.signature(parameter.annotation, eval_str=True).parameters
+        kind: Any = parameter.annotation
+        if is_dataclass(kind):
+            fields = inspect.signature(kind, eval_str=True).parameters
             groups[name] = list(fields)
             options_of += fields.values()
         else:
