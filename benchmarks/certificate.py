@@ -22,7 +22,7 @@ import torch
 from memory_limit import confined_call
 from record import Record, benchmark, checkout, tell
 
-from thesis_lib.common.provenance import largest_resident_bytes
+from thesis_book.execute.provenance import largest_resident_bytes
 from thesis_lib.common.units import MiB
 from thesis_lib.memory.model import smollm2
 from thesis_lib.memory.model.spec import ARCHITECTURES, Machine, ModelSpec

@@ -29,9 +29,9 @@ from record import Record, benchmark, tell
 from streaming import PEERS, decode, load, transformers_step
 from timed_decode import stream_store
 
+from thesis_book.execute.provenance import drain
 from thesis_lib.common.errors import choice, require
 from thesis_lib.common.files import cache_folder
-from thesis_lib.common.provenance import drain
 from thesis_lib.common.units import MiB, format_duration, format_size, parse_size
 from thesis_lib.memory.compress.random_weights import synthesise
 from thesis_lib.memory.model.pretrained import quiet

@@ -13,7 +13,7 @@ import pandas as pd
 from record import benchmark, checkout, renew
 
 from thesis_book.execute import chapters, sweep
-from thesis_lib.common.provenance import identity
+from thesis_book.execute.provenance import identity
 from thesis_lib.common.stats import mean_interval
 
 SHOWN_4 = {

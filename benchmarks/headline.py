@@ -22,9 +22,9 @@ from memory_limit import confined_call, forget_pages, how_confined
 from record import ELSEWHERE, Record, benchmark, made_by, tell
 from timed_decode import count_drains, stream_store
 
+from thesis_book.execute.provenance import drain
 from thesis_lib.common.errors import choice, require
 from thesis_lib.common.files import cache_folder
-from thesis_lib.common.provenance import drain
 from thesis_lib.common.units import MiB, format_duration, format_size, parse_size
 from thesis_lib.memory.compress.random_weights import synthesise
 from thesis_lib.memory.model.spec import WEIGHTS, Machine, ModelSpec, geometry

@@ -23,8 +23,8 @@ from typing import Any, Literal, NamedTuple, Self
 import psutil
 from record import calling
 
+from thesis_book.execute.provenance import largest_resident_bytes
 from thesis_lib.common.errors import InvalidInput, require
-from thesis_lib.common.provenance import largest_resident_bytes
 from thesis_lib.common.units import format_size
 
 How = Literal["cgroup v1", "cgroup v2", "uncapped"]

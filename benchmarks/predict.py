@@ -69,7 +69,7 @@ def each(
 def grow_trees(past: Trace, future: Trace) -> tuple[models.Boosted, Any, Trees]:
     """An estimator, its boosting in scikit-learn, and flat: all agree on the future."""
     estimator = models.Boosted().fit(past)
-    model = models.boosting(estimator.seed, estimator.rounds, loss="squared_error")
+    model = models.boosting(estimator.rounds, loss="squared_error")
     with models.one_thread():
         model.fit(past.features, np.log(past.service_s) - estimator.centre)
     trees = flatten(model)

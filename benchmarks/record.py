@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 import psutil
 
-from thesis_lib.common import provenance
+from thesis_book.execute import provenance
 from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.common.files import read_record, root, write_whole
 from thesis_lib.common.stats import median_interval

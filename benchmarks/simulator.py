@@ -35,7 +35,7 @@ from record import Record, benchmark, both_clocks, checkout, ratio, show, turns
 from replica import state_digest
 from simpy.events import EventPriority
 
-from thesis_lib.common.provenance import largest_resident_bytes
+from thesis_book.execute.provenance import largest_resident_bytes
 from thesis_lib.sequencer.core.trace import History, Trace
 from thesis_lib.sequencer.experiments.configuration import saturation_rate
 from thesis_lib.sequencer.simulator.simulator import replay

@@ -38,13 +38,6 @@ def test_a_vector_keeps_exact_values_of_another_type():
     np.testing.assert_array_equal(vector("x", [1.0, 2.0], np.int64), [1, 2])
 
 
-def test_lengths_and_minima_are_refused_by_name():
-    with pytest.raises(InvalidInput, match="x has 1 entries: expected 2"):
-        vector("x", [1], np.int64, length=2)
-    with pytest.raises(InvalidInput, match=r"row 1 of x is -1\.0: expected at least 0"):
-        vector("x", [0.0, -1.0], np.float64, minimum=0.0)
-
-
 def test_a_count_is_whole_of_whatever_type():
     for good in (1, np.int64(2), np.uint8(3)):
         require_count("cores", good)

@@ -3,6 +3,7 @@
 from itertools import permutations
 
 import numpy as np
+from key_sets import requests
 
 from thesis_lib.sequencer.core.trace import KeySets, Trace
 
@@ -11,16 +12,7 @@ def fewest_by_trying(trace, cores, slo_s):
     """Every log of every subset, each entry dispatched as soon as it can start."""
     n, keys = len(trace), trace.keys
     deadline_s = trace.arrival_s + slo_s
-    held = [
-        dict(
-            zip(
-                keys.keys[keys.offsets[i] : keys.offsets[i + 1]].tolist(),
-                keys.exclusive[keys.offsets[i] : keys.offsets[i + 1]].tolist(),
-                strict=True,
-            )
-        )
-        for i in range(n)
-    ]
+    held = [requests(keys, i) for i in range(n)]
 
     def all_on_time(log):
         cores_s, ran, now_s = [-np.inf] * cores, [], -np.inf

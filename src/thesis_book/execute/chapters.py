@@ -35,6 +35,14 @@ from thesis_book.execute.parameters import (
     read_yaml,
     refuse,
 )
+from thesis_book.execute.provenance import (
+    Watch,
+    commit,
+    describe,
+    identity,
+    lock_hash,
+    versions,
+)
 from thesis_book.execute.records import OldRecord, Record, glued, read_as
 from thesis_lib.common.errors import InvalidInput, Lost, choice, require, shown
 from thesis_lib.common.files import (
@@ -44,14 +52,6 @@ from thesis_lib.common.files import (
     file_hash,
     root,
     write_whole,
-)
-from thesis_lib.common.provenance import (
-    Watch,
-    commit,
-    describe,
-    identity,
-    lock_hash,
-    versions,
 )
 
 if TYPE_CHECKING:  # a wrong parameter is reported before these seconds of imports

@@ -191,7 +191,7 @@ class Record:
     commit: str
     clean: bool  # whether what results depend on was committed
     lock_sha256: str
-    machine: dict  # as `thesis_lib.common.provenance.describe`
+    machine: dict  # as `provenance.describe`
     versions: dict
     precision: str  # what the chapter computed in, as it published it
     started: str  # ISO 8601, UTC

@@ -30,10 +30,10 @@ from thesis_book.execute.chapters import Chapter
 from thesis_book.execute.claims import read_claims
 from thesis_book.execute.pages import write_notebook
 from thesis_book.execute.parameters import read_yaml, refuse
+from thesis_book.execute.provenance import identity
 from thesis_book.execute.records import STRICT, Record, read_as
 from thesis_lib.common.errors import InvalidInput, Lost, require, require_count
 from thesis_lib.common.files import write_whole
-from thesis_lib.common.provenance import identity
 
 SEED = "seed"  # the parameter that `seeds` in a grid file sets
 MAX_POINTS = 100_000

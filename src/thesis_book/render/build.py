@@ -55,6 +55,7 @@ from thesis_book.execute.chapters import (
     storage,
 )
 from thesis_book.execute.claims import HISTORY, REFERENCE, read_claims, read_history
+from thesis_book.execute.provenance import lock_hash
 from thesis_book.execute.records import Record
 from thesis_book.render.notebooks import clean_notebook
 from thesis_book.render.offers import number_references, offer_pdf
@@ -62,7 +63,6 @@ from thesis_book.render.staging import Published, stage_notebook, write_figure
 from thesis_book.widgets.widget import PARTS, widget
 from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.common.files import content_hash, file_hash, read_record
-from thesis_lib.common.provenance import lock_hash
 from thesis_lib.common.stats import Interval
 from thesis_lib.common.units import format_duration, format_size, significant
 

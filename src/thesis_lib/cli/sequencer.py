@@ -78,7 +78,7 @@ def collect(
     With --estimator also a fitted estimator of static features, which serve and
     simulate read.
     """
-    from thesis_lib.sequencer.core.trace import require_parquet
+    from thesis_lib.sequencer.core.trace_file import require_parquet
     from thesis_lib.sequencer.engine import engine as engine_
     from thesis_lib.sequencer.estimators.models import LEARNED
     from thesis_lib.sequencer.estimators.models import estimator as named_estimator

@@ -1,4 +1,4 @@
-"""Answers that take seconds and are always the same, kept on the disk.
+"""Results that take seconds and are always the same, kept on the disk.
 
 A plan rehearses its step with torch, a load needs the rate at which FIFO saturates.
 Both come to the same until the package, its tables, its libraries or the processor
@@ -7,17 +7,14 @@ change.
 
 import functools
 import hashlib
-import json
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from thesis_lib.common.errors import InvalidInput
-from thesis_lib.common.files import cache_folder, data_folder, file_hash, write_whole
+from thesis_lib.common.files import cache_folder, data_folder, file_hash
 from thesis_lib.common.provenance import cpu_line
 
 _LIBRARIES = ("torch", "transformers", "bitsandbytes", "numpy", "numba")
@@ -25,31 +22,27 @@ _TABLES = ("offloading_cards.csv", "deployment.csv")
 
 
 def remembered(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Ask `function` once: what it takes and returns are what JSON knows.
+    """Return `function` with a cache of its results on the disk.
 
-    What it refuses is asked again, and so is all where nothing can be written.
+    It is called again after an error, and always where nothing can be written.
     """
 
     @functools.wraps(function)
-    def asked(*arguments: Any) -> Any:
-        question = json.dumps(
-            [function.__qualname__, arguments, _circumstances()],
-            default=np.generic.item,
-        )
-        name = f"{hashlib.sha256(question.encode()).hexdigest()}.json"
-        with suppress(OSError, ValueError):
-            return json.loads((cache_folder("answers") / name).read_text())
-        answer = function(*arguments)
-        with suppress(OSError, InvalidInput):
-            write_whole(cache_folder("answers") / name, json.dumps(answer))
-        return answer
+    def cached(*arguments: Any) -> Any:
+        from joblib import Memory  # a tenth of a second, which few wait for
 
-    return asked
+        try:
+            folder = cache_folder("answers", _environment_hash())
+        except InvalidInput:
+            return function(*arguments)
+        return Memory(folder, verbose=0).cache(function)(*arguments)
+
+    return cached
 
 
 @functools.cache
-def _circumstances() -> list[str]:
-    """All that an answer depends on beside the question."""
+def _environment_hash() -> str:
+    """SHA-256 of all that a result depends on beside the arguments."""
     known = [file_hash(Path(__file__).parents[1].rglob("*.py"))]
     known.append(cpu_line("flags", "Features"))  # by which packed weights are laid out
     with suppress(InvalidInput, OSError):  # no tables beside an installed package
@@ -57,4 +50,4 @@ def _circumstances() -> list[str]:
     for library in _LIBRARIES:
         with suppress(metadata.PackageNotFoundError):
             known.append(f"{library} {metadata.version(library)}")
-    return known
+    return hashlib.sha256("\n".join(known).encode()).hexdigest()

@@ -149,18 +149,19 @@ def read_object(
     path: Path,
     expected: str,
     refusal: type[InvalidInput] = InvalidInput,
-    most_bytes: int = JSON_LIMIT_BYTES,
 ) -> dict[str, Any]:
     """The JSON object in a file, as `parse_object`. Raises `refusal`."""
     try:
         with open(open_regular(path), "rb") as file:
-            raw = file.read(most_bytes + 1)
+            raw = file.read(JSON_LIMIT_BYTES + 1)
     except OSError as error:
         raise refusal(
             f"{path} cannot be read ({error.strerror}): expected {expected}"
         ) from error
-    if len(raw) > most_bytes:
-        raise refusal(f"{path} is longer than {most_bytes} bytes: expected {expected}")
+    if len(raw) > JSON_LIMIT_BYTES:
+        raise refusal(
+            f"{path} is longer than {JSON_LIMIT_BYTES} bytes: expected {expected}"
+        )
     return parse_object(raw, str(path), expected, refusal)
 
 

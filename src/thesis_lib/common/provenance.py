@@ -1,46 +1,22 @@
-"""The machine that a number was made on: what it is, what it can do, how busy it was.
+"""The processor of this machine, and measurements that other processes disturb.
 
-Torch is named without being imported, so that Part I needs none, and a GPU is asked
-through its driver's own command.
+A disturbed measurement is repeated; where no try was undisturbed, a mark stays with
+what is published of it.
 """
 
 import functools
-import mmap
 import os
 import platform
-import re
-import shutil
-import subprocess
-import threading
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from importlib import metadata, util
 from pathlib import Path
-from typing import Any, ParamSpec, Self, TypeVar
+from typing import NamedTuple, ParamSpec, TypeVar
 
-import numpy as np
 import psutil
 
-from thesis_lib.common.files import file_hash, write_whole
-
-# The distributions whose version can change a number on the page.
-DISTRIBUTIONS = (
-    "numpy", "scipy", "numba", "scikit-learn", "pandas", "pyarrow", "torch",
-    "transformers", "bitsandbytes", "safetensors", "papermill", "jupyter-book",
-)  # fmt: skip
-
-# What a result depends on; files beside them may change without making it doubtful.
-SOURCES = ("src", "notebooks", "data", "book", "pyproject.toml")
-
-_DRAIN_BYTES = 256 * 2**20
-_CHUNK_BYTES = 4 * 2**20
-_SAMPLE_S = 0.25
-
-# Others disturb a measurement when they take more than this of a core while less than
-# another one is idle, or of the disk more than this share of what the process moved.
+# Other processes disturb a measurement when they take more than this of a core while
+# less than another one is idle, or move more than this share of what it moves itself.
 _OTHER_CORES = 0.1
 _IDLE_CORES = 1.0
 _OTHER_BYTES = 0.25
@@ -73,212 +49,61 @@ def cpu_model() -> str:
     return cpu_line("model name") or platform.processor() or platform.machine()
 
 
-@functools.cache
-def gpus() -> tuple[tuple[str, str, int], ...]:
-    """(name, driver, memory in bytes) of each GPU that the NVIDIA driver reports."""
-    query = "--query-gpu=name,driver_version,memory.total"
-    command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
-    if shutil.which(command[0]) is None:
-        return ()
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    if done.returncode != 0:
-        return ()  # a driver without a device
-    rows = [line.split(", ") for line in done.stdout.splitlines() if line.strip()]
-    return tuple(
-        (name, driver, int(mib) * 2**20 if mib.isdigit() else 0)
-        for name, driver, mib in rows
-    )
-
-
-@functools.cache
-def torch_build() -> str:
-    """Version of torch and what it was built for, such as '2.13.0+cpu, cpu'."""
-    found = util.find_spec("torch")
-    if found is None or found.origin is None:
-        return "not installed"
-    text = (Path(found.origin).parent / "version.py").read_text()
-
-    def named(name: str) -> str | None:
-        hit = re.search(rf"^{name}\b[^=]*= '([^']+)'", text, re.MULTILINE)
-        return hit[1] if hit else None
-
-    backends = [f"{n.upper()} {named(n)}" for n in ("cuda", "hip") if named(n)]
-    version = named("__version__") or metadata.version("torch")
-    return f"{version}, {', '.join(backends) or 'CPU'}"
-
-
-def identity() -> dict[str, Any]:
-    """What a result belongs to: processor, cores, memory (bytes), system, GPUs, torch.
-
-    Equal from one call to the next on the same machine and environment.
-    """
-    affinity = getattr(os, "sched_getaffinity", None)
-    return {
-        "cpu": cpu_model(),
-        "cores": len(affinity(0)) if affinity else os.cpu_count() or 1,
-        "memory_bytes": psutil.virtual_memory().total,
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "gpus": [
-            {"name": name, "driver": driver, "memory_bytes": n_bytes}
-            for name, driver, n_bytes in gpus()
-        ],
-        "torch": torch_build(),
-    }
-
-
-def _read_around(path: Path, flags: int) -> float:
-    """Bytes per second of reading a whole file once, four chunks in flight."""
-    descriptor = os.open(path, os.O_RDONLY | flags)
-    size, flight = os.fstat(descriptor).st_size, 4
-    # an anonymous map is aligned to pages, as direct input demands
-    buffers = [mmap.mmap(-1, _CHUNK_BYTES) for _ in range(flight)]
-
-    def read(part: int) -> None:
-        for at in range(part * _CHUNK_BYTES, size, flight * _CHUNK_BYTES):
-            os.preadv(descriptor, [buffers[part]], at)
-
-    try:
-        with ThreadPoolExecutor(flight) as pool:
-            return size / seconds_of(lambda: list(pool.map(read, range(flight))))
-    finally:
-        os.close(descriptor)
-
-
-def drain(folder: Path) -> tuple[float | None, str]:
-    """Rate at which the disk of `folder` gives a file up, and how it was read.
-
-    Bytes per second, the median of three readings of 256 MiB with nothing computed
-    beside them, past the page cache ("direct") where the file system allows it. The
-    file is made on demand. (None, why) where it cannot be measured.
-    """
-    if not hasattr(os, "preadv"):
-        return None, "not measured: this system has no positioned reads"
-    path = folder / "drain.bin"
-    try:
-        if not path.is_file() or path.stat().st_size != _DRAIN_BYTES:
-            block = np.random.default_rng(0).bytes(_CHUNK_BYTES)
-            write_whole(path, block * (_DRAIN_BYTES // _CHUNK_BYTES))
-        direct = getattr(os, "O_DIRECT", 0)
-        try:
-            rates, how = [_read_around(path, direct) for _ in range(3)], "direct"
-        except OSError:  # a file system without direct input
-            rates, how = [_read_around(path, 0) for _ in range(3)], "buffered"
-    except OSError as error:
-        return None, f"not measured: {error.strerror}"
-    return float(np.median(rates)), how if direct else "buffered"
-
-
-def matmul_flops_per_s(size: int = 1024, repeats: int = 20) -> float:
-    """Operations per second of the processor's float32 matrix product, at best."""
-    matrix = np.ones((size, size), np.float32)
-    product = functools.partial(np.matmul, matrix, matrix)
-    product()  # the first one starts the threads
-    return 2 * size**3 / min(seconds_of(product) for _ in range(repeats))
-
-
-@functools.cache
-def describe(folder: Path) -> dict[str, Any]:
-    """`identity`, and two measured rates: of the disk of `folder` and of the processor.
-
-    Takes about a second, once in a process.
-    """
-    rate, how = drain(folder)
-    return identity() | {
-        "drain_bytes_per_s": rate,
-        "drain_how": how,
-        "matmul_flops_per_s": matmul_flops_per_s(),
-    }
-
-
-def largest_resident_bytes(process: psutil.Process) -> int:
-    """Largest resident set that a process has had (VmHWM); 0 once it is gone."""
-    try:
-        status = Path(f"/proc/{process.pid}/status")
-        if status.is_file():
-            hit = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
-            return 1024 * int(hit[1]) if hit else 0
-        return process.memory_info().rss
-    except (OSError, psutil.Error):
-        return 0
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """What this process with its children, and everybody else, have used.
-
-    A reading counts from some start; the difference of two is of the time between.
-    """
+class Usage(NamedTuple):
+    """What this process with its children, and all others, have used since a start."""
 
     wall_s: float
     own_s: float  # processor, children included
-    busy_s: float  # processor, everybody, on the cores that this process may use
+    others_s: float  # of all others on the same cores, other guests of a host included
     idle_s: float
-    stolen_s: float  # by other guests of the same host
-    switches: int  # of this process, against its will
     own_bytes: int  # from and to disks
-    disk_bytes: Mapping[str, int]  # by disk
+    disk_bytes: dict[str, int]  # by disk
 
     @classmethod
-    def read(cls) -> Self:
-        """The reading of now; what the system does not tell counts as nothing."""
-        this = psutil.Process()
-        family, own_s, own_bytes = [this], 0.0, 0
-        with suppress(psutil.Error):
-            family += this.children(recursive=True)
-        for process in family:
+    def read(cls) -> "Usage":
+        """Read the counters; those that this system has not are zero."""
+        this, own_s, own_bytes = psutil.Process(), 0.0, 0
+        for process in [this, *this.children(recursive=True)]:
             with suppress(psutil.Error):
-                times = process.cpu_times()
-                own_s += times.user + times.system
+                own_s += sum(process.cpu_times()[:4])  # waited-for children included
                 if hasattr(process, "io_counters"):
                     moved = process.io_counters()
                     own_bytes += moved.read_bytes + moved.write_bytes
-        waited = os.times()
         cores = psutil.cpu_times(percpu=True)
         if hasattr(os, "sched_getaffinity"):
             mine = os.sched_getaffinity(0)
             cores = [core for i, core in enumerate(cores) if i in mine]
+        busy = ("user", "system", "nice", "steal")
         disks = {}
         with suppress(OSError, RuntimeError):
             disks = psutil.disk_io_counters(perdisk=True) or {}
         return cls(
             wall_s=time.perf_counter(),
-            own_s=own_s + waited.children_user + waited.children_system,
-            busy_s=sum(c.user + c.system + getattr(c, "nice", 0.0) for c in cores),
+            own_s=own_s,
+            others_s=sum(getattr(c, name, 0.0) for c in cores for name in busy) - own_s,
             idle_s=sum(c.idle + getattr(c, "iowait", 0.0) for c in cores),
-            stolen_s=sum(getattr(c, "steal", 0.0) for c in cores),
-            switches=this.num_ctx_switches().involuntary,
             own_bytes=own_bytes,
             disk_bytes={n: d.read_bytes + d.write_bytes for n, d in disks.items()},
         )
 
     def since(self, start: "Usage") -> "Usage":
-        """What was used between two readings."""
-        numbers = self.__dataclass_fields__.keys() - {"disk_bytes"}
+        """Return what was used between two readings."""
+        numbers = [end - at for end, at in zip(self[:-1], start[:-1], strict=True)]
+        before = start.disk_bytes
         return Usage(
-            **{f: getattr(self, f) - getattr(start, f) for f in numbers},
-            disk_bytes={
-                name: moved - start.disk_bytes.get(name, 0)
-                for name, moved in self.disk_bytes.items()
-            },
+            *numbers,
+            {n: moved - before.get(n, 0) for n, moved in self.disk_bytes.items()},
         )
 
     @property
-    def others_s(self) -> float:
-        """Processor time that this process did not get for its own."""
-        return max(self.busy_s - self.own_s, 0.0) + self.stolen_s
-
-    @property
     def disturbance(self) -> str:
-        """What others did to a measurement between two readings; '' for nothing."""
+        """What others did to a measurement between two readings; "" for nothing."""
         found = []
         taken = self.others_s / self.wall_s
         scarce = self.idle_s < _IDLE_CORES * self.wall_s
         if self.others_s > _LEAST_S and taken > _OTHER_CORES and scarce:
-            found.append(
-                f"others took {taken:.2f} cores, it {self.own_s / self.wall_s:.2f}, "
-                f"and was interrupted {self.switches:,} times"
-            )
+            own = self.own_s / self.wall_s
+            found.append(f"others took {taken:.2f} cores, it {own:.2f}")
         # Its own disk is not known by name: that which moved most meanwhile.
         moved = max(self.disk_bytes.values(), default=0) - self.own_bytes
         if moved > _LEAST_BYTES and moved > _OTHER_BYTES * self.own_bytes > 0:
@@ -342,91 +167,3 @@ def disturbances() -> tuple[str, ...]:
     global _asked
     _asked = True
     return tuple(dict.fromkeys(_disturbances))
-
-
-def _command(process: psutil.Process) -> list[str]:
-    """The command line of a process; empty once it has ended."""
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
-
-
-class Watch:
-    """Samples, while a run lasts, the memory of its processes and the load.
-
-    `peak_memory_bytes` is the largest resident set of one process that began below this
-    one meanwhile (a child that has not begun its own program yet still has this one's
-    memory, and does not count); `load_average` the one-minute load at the start, its
-    mean and its most.
-    """
-
-    def __init__(self) -> None:
-        self.peak_memory_bytes = 0
-        self._before = set(psutil.Process().children(recursive=True))
-        self._loads = [psutil.getloadavg()[0]]
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-
-    def _sample(self) -> None:
-        this = psutil.Process()
-        while not self._done.wait(_SAMPLE_S):
-            self._loads.append(psutil.getloadavg()[0])
-            for child in set(this.children(recursive=True)) - self._before:
-                if _command(child) != _command(this):
-                    peak_bytes = largest_resident_bytes(child)
-                    self.peak_memory_bytes = max(self.peak_memory_bytes, peak_bytes)
-
-    @property
-    def load_average(self) -> dict[str, float]:
-        return {
-            "start": round(self._loads[0], 2),
-            "mean": round(float(np.mean(self._loads)), 2),
-            "most": round(max(self._loads), 2),
-        }
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-
-def versions() -> dict[str, str]:
-    """Installed versions of the distributions that can change a number."""
-    return {name: _version(name) for name in DISTRIBUTIONS}
-
-
-@functools.cache  # a worker of a sweep asks for every point
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def commit(folder: Path) -> tuple[str, bool]:
-    """The commit that `folder` is at, and whether what results depend on is committed.
-
-    ('no repository', False) outside a checkout or without git.
-    """
-
-    def git(*words: str) -> str | None:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *words], capture_output=True, text=True
-        )
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    try:
-        head = git("rev-parse", "HEAD")
-        changes = git("status", "--porcelain", "--", *SOURCES, "requirements*.lock")
-    except FileNotFoundError:
-        return "no repository", False
-    return (head[:12], changes == "") if head else ("no repository", False)
-
-
-def lock_hash(checkout: Path) -> str:
-    """SHA-256 of the files that pin the environment."""
-    return file_hash(checkout.glob("requirements*.lock"))

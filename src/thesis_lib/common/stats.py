@@ -207,14 +207,14 @@ def holm(p_values: ArrayLike) -> NDArray[np.bool_]:
     return rejected
 
 
-def least_samples(quantile: float, level: float = 0.99) -> int:
+def least_samples(quantile: float) -> int:
     """Samples without which the largest may lie below a quantile.
 
-    With so many, the largest lies above it with probability `level`: 1 - quantile^n,
+    With so many, the largest lies above it with a probability of 99 %: 1 - quantile^n,
     the bound of no overrun. 459 for the 99th percentile.
     """
     require(0 < quantile < 1, f"quantile={quantile:g} must lie in (0, 1)")
-    return ceil(log(1 - level) / log(quantile))
+    return ceil(log(1 - 0.99) / log(quantile))
 
 
 _NORMAL = 1.959963984540054  # quantile of the normal distribution at 97.5 %

@@ -23,8 +23,8 @@ from thesis_book.execute.parameters import (
     limits_of,
     refuse,
 )
+from thesis_book.execute.provenance import commit
 from thesis_lib.common.errors import InvalidInput
-from thesis_lib.common.provenance import commit
 from thesis_lib.common.units import GiB, MiB
 from thesis_lib.memory.model import smollm2
 from thesis_lib.memory.model.spec import Machine, geometry

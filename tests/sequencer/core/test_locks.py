@@ -1,5 +1,8 @@
+from itertools import combinations
+
 import numpy as np
 import pytest
+from key_sets import conflict
 from numba import njit
 
 from thesis_lib.sequencer.core.locks import (
@@ -32,15 +35,6 @@ def random_key_sets(seed, n=60, n_keys=6):
     return KeySets.from_lists(shared, exclusive)
 
 
-def conflicts(keys, i, j):
-    def modes(t):
-        rows = slice(keys.offsets[t], keys.offsets[t + 1])
-        return dict(zip(keys.keys[rows], keys.exclusive[rows], strict=True))
-
-    a, b = modes(i), modes(j)
-    return any(a[k] or b[k] for k in a.keys() & b.keys())
-
-
 def run(keys, seed, booked_ahead=10):
     """Commit in random order among those that hold all locks: (starts, commits)."""
     random = np.random.default_rng(seed)
@@ -62,22 +56,16 @@ def run(keys, seed, booked_ahead=10):
     return table, starts, commits
 
 
-def test_conflicting_transactions_run_in_log_order():
-    for seed in range(25):
-        keys = random_key_sets(seed)
-        _, starts, commits = run(keys, seed)
-        for later in range(len(keys)):
-            for earlier in range(later):
-                if conflicts(keys, earlier, later):
-                    assert commits[earlier] < starts[later], f"{seed=}"
-
-
-def test_nothing_waits_and_nothing_is_held_at_the_end():
-    for seed in range(25):
-        table, _, _ = run(random_key_sets(seed), seed)
-        assert (table.holders == 0).all(), f"{seed=}"
-        assert (table.head == NONE).all(), f"{seed=}"
-        assert (table.missing == 0).all(), f"{seed=}"
+@pytest.mark.parametrize("seed", range(25))
+def test_conflicting_transactions_run_in_log_order_and_release_all(seed):
+    keys = random_key_sets(seed)
+    table, starts, commits = run(keys, seed)
+    for earlier, later in combinations(range(len(keys)), 2):
+        if conflict(keys, earlier, later):
+            assert commits[earlier] < starts[later]
+    assert (table.holders == 0).all()
+    assert (table.head == NONE).all()
+    assert (table.missing == 0).all()
 
 
 def test_readers_share_and_a_writer_waits_for_both():

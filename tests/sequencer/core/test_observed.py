@@ -31,7 +31,7 @@ def test_the_observed_state_knows_who_must_be_running():
     assert state.progress[COMMITTED] == 3
 
 
-def test_a_lock_is_granted_when_its_holder_was_heard_tocommit():
+def test_a_lock_is_granted_when_its_holder_was_reported_to_commit():
     state = idle_state(KeySets.from_lists([[], []], [[0], [0]]), 2)
     dispatch(state, np.array([1, 0]), 1.0)
     assert state.running.tolist() == [1, NONE]

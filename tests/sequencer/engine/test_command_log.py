@@ -28,7 +28,10 @@ LOGS = [
     tpcc(120, SMALL, SEED),
     ycsb(60, txn.YcsbScale(2, 50), SEED, mix="F", hot=0.3),
 ]
-BATCHES = [np.arange(4), np.array([9, 7]), np.array([8]), np.arange(10, 60)]
+NONE = np.empty(0, np.int64)  # which leaves no record
+BATCHES = [
+    np.arange(4), np.array([9, 7]), np.array([8]), np.arange(10, 60), NONE,
+]  # fmt: skip
 
 
 def written(log, path, batches=BATCHES):
@@ -38,7 +41,7 @@ def written(log, path, batches=BATCHES):
         for batch in batches:
             ends.append(path.stat().st_size)
             file.append(batch)
-    return path.read_bytes(), [*ends, path.stat().st_size]
+    return path.read_bytes(), sorted({*ends, path.stat().st_size})
 
 
 @pytest.mark.parametrize("log", LOGS, ids=lambda log: type(log.scale).__name__)
@@ -51,13 +54,6 @@ def test_a_log_says_what_was_appended_in_that_order(log, tmp_path):
     assert (found.log.scale, found.log.seed) == (log.scale, SEED)
     assert found.log.transactions == expected.transactions
     np.testing.assert_array_equal(found.log.keys.keys, expected.keys.keys)
-
-
-def test_a_batch_of_none_leaves_no_record(tmp_path):
-    empty = np.empty(0, np.int64)
-    content, _ = written(LOGS[0], tmp_path / "log", [BATCHES[0], BATCHES[1]])
-    same, _ = written(LOGS[0], tmp_path / "same", [BATCHES[0], empty, BATCHES[1]])
-    assert same == content
 
 
 def test_a_run_logs_batch_after_batch(tmp_path):
@@ -155,15 +151,9 @@ def test_a_missing_or_repeated_record_is_refused(tmp_path):
 def test_a_log_of_something_else_is_refused(header, scale, batch, message, tmp_path):
     path, whole = tmp_path / "log", {"version": command_log.LOG_VERSION, "seed": 0}
     whole |= {"scale": {"name": "Scale"} | scale} | header
-    path.write_bytes(
-        command_log.MAGIC
-        + command_log._record(json.dumps(whole).encode(), 0)
-        + command_log._record(batch, 0)
-    )
+    records = (command_log._record(r, 0) for r in (json.dumps(whole).encode(), batch))
+    path.write_bytes(command_log.MAGIC + b"".join(records))
     with pytest.raises(InvalidInput, match=message):
-        command_log.read_log(path)
-    path.write_bytes(command_log.MAGIC + command_log._record(b"[1]", 0))
-    with pytest.raises(InvalidInput, match="header of log"):
         command_log.read_log(path)
 
 
@@ -184,11 +174,7 @@ def test_a_forged_transaction_is_refused_by_position_and_field(tmp_path_factory,
     if isinstance(command[place], list) and data.draw(st.booleans()):
         row = data.draw(st.integers(0, len(command[place]) - 1))
         command, place = command[place][row], data.draw(st.integers(0, 2))
-        kind = (
-            txn.OrderLine
-            if isinstance(log.transactions[at], txn.NewOrder)
-            else txn.Operation
-        )
+        kind = command_log.ROWS[type(log.transactions[at])]
         name = f"row {row} of {name}: {kind._fields[place]}"
     command[place] = data.draw(st.sampled_from(ODD))
     forged = b"\n".join(json.dumps(command).encode() for command in commands)

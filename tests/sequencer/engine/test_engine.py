@@ -7,6 +7,7 @@ import tempfile
 from contextlib import closing
 from dataclasses import replace
 from itertools import pairwise
+from typing import cast
 
 import numpy as np
 import pytest
@@ -24,7 +25,8 @@ from thesis_lib.sequencer.engine.engine import (
     states,
     trace_of,
 )
-from thesis_lib.sequencer.engine.sqlite import SQLite, warehouse_file
+from thesis_lib.sequencer.engine.scheduler import Scheduler, run_closed
+from thesis_lib.sequencer.engine.sqlite import SQLite
 from thesis_lib.sequencer.engine.storage import UNITS
 from thesis_lib.sequencer.workload import transactions as txn
 from thesis_lib.sequencer.workload.tpcc import tpcc
@@ -70,14 +72,11 @@ def conflicts(keys):
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
-def test_any_number_of_workers_reaches_the_serial_state(runs, serial, loaded, workers):
-    _, storage = runs[workers]
+def test_any_number_of_workers_keeps_log_order_and_the_serial_state(
+    runs, log, serial, loaded, workers
+):
+    run, storage = runs[workers]
     assert storage.digest() == serial.digest() != loaded.digest()
-
-
-@pytest.mark.parametrize("workers", [1, 2, 4])
-def test_conflicting_transactions_do_not_overlap_and_keep_log_order(runs, log, workers):
-    run, _ = runs[workers]
     # earlier[i, j]: i commits before j starts
     earlier = run.finish_s[:, None] <= run.start_s[None, :]
     must = np.triu(conflicts(log.keys), k=1)
@@ -89,13 +88,6 @@ def overlaps(run):
     """Pairs of transactions on different workers whose intervals intersect."""
     at_once = run.start_s[:, None] < run.finish_s[None, :]
     return int((at_once & at_once.T & (run.worker[:, None] < run.worker[None])).sum())
-
-
-def test_workers_really_run_at_the_same_time(runs):
-    assert overlaps(runs[1][0]) == 0
-    assert overlaps(runs[2][0]) > 0
-    assert overlaps(runs[4][0]) > 0
-    assert len(np.unique(runs[4][0].worker)) > 1
 
 
 def test_both_engines_and_any_number_of_workers_reach_one_state():
@@ -153,10 +145,17 @@ def test_exactly_the_unknown_items_roll_back(runs, log):
         np.testing.assert_array_equal(run.committed, ~np.array(unknown))
 
 
-def test_a_closed_loop_bounds_what_is_in_flight(loaded, log):
-    run = execute(loaded.copy("closed"), log, workers=2, in_flight=5, batch=3)
+def test_closed_loop_bounds_what_is_in_flight(loaded, log):
+    with Scheduler(loaded.copy("closed"), log, workers=2) as scheduler:
+        run = run_closed(scheduler, N, in_flight=5, batch=3)
     for i in range(5, N):
         assert (run.finish_s[:i] > run.arrival_s[i]).sum() < 5
+
+
+@pytest.mark.parametrize("batch", [0, 9])
+def test_batch_of_a_closed_loop_fits_its_clients(log, batch):
+    with pytest.raises(InvalidInput, match=f"batch={batch} must lie between"):
+        run_closed(cast(Scheduler, None), N, in_flight=8, batch=batch)
 
 
 def test_the_database_holds_what_the_log_asked_for(runs, log):
@@ -166,8 +165,8 @@ def test_the_database_holds_what_the_log_asked_for(runs, log):
     payments = [t for t in log.transactions if isinstance(t, txn.Payment)]
     assert any(isinstance(t, txn.Delivery) for t in log.transactions)
     sold = paid = entered = 0
-    for w in range(SMALL.warehouses):
-        with closing(sqlite3.connect(warehouse_file(storage.folder, w))) as db:
+    for path in storage.files():
+        with closing(sqlite3.connect(path)) as db:
             sold += db.execute("SELECT sum(s_ytd) FROM stock").fetchone()[0]
             paid += db.execute("SELECT sum(h_amount) FROM history").fetchone()[0]
             new = db.execute("SELECT count(*) FROM orders WHERE o_entry >= 0")
@@ -204,15 +203,11 @@ def test_a_collected_trace_round_trips_and_names_its_state(tmp_path, serial, log
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"engine": "postgresql", "folder": "db"}, "folder=db is for SQLite"),
         ({"engine": "sqlite", "dsn": "host=here"}, "dsn names a server of PostgreSQL"),
         ({"engine": "sqlight"}, "did you mean 'sqlite'"),
         ({"workers": 0}, "workers=0: expected at least 1"),
-        ({"warehouses": 0}, "warehouses=0: expected at least 1"),
         ({"transactions": 0}, "transactions=0: expected at least 1"),
         ({"replays": 0}, "replays=0: expected at least 1"),
-        ({"batch": 9, "in_flight": 8, "transactions": 5}, "batch=9 must lie between"),
-        ({"batch": 0, "transactions": 5}, "batch=0 must lie between"),
     ],
 )
 def test_collect_refuses_what_it_cannot_run(arguments, message):
@@ -246,7 +241,7 @@ def test_a_run_in_another_order_makes_no_trace(runs, log):
 def test_a_folder_in_use_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(InvalidInput, match="is not empty"):
-        collect(transactions=5, folder=tmp_path)
+        SQLite(tmp_path).load(SMALL, SEED)
     assert [f.name for f in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -281,46 +276,27 @@ def test_a_replica_of_nothing_is_the_loaded_database(loaded, log):
     assert states([]) == []
 
 
-def test_a_replica_on_an_unknown_engine_is_refused(log):
-    with pytest.raises(InvalidInput, match="did you mean 'sqlite'"):
-        states([Replica(log, "sqlight", 1)])
-    with pytest.raises(InvalidInput, match="workers=0"):
-        states([Replica(log, "sqlite", 0)])
-
-
-def test_a_killed_run_leaves_a_beginning_of_its_log(log, tmp_path):
-    found = run_until_killed(log, tmp_path / "log", N // 2, workers=3)
+def test_killed_run_leaves_a_beginning_of_its_log_alone(log, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    found = run_until_killed(log, tmp_path / "log", N // 2)
     n = len(found.log)
     assert (n, found.torn_bytes) == (N // 2, 0)
     assert found.log.transactions == log.transactions[:n]
-
-
-def test_a_killed_run_leaves_nothing_but_its_log(log, tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    run_until_killed(log, tmp_path / "log", 100, workers=2)
     assert [file.name for file in tmp_path.iterdir()] == ["log"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"after": 0}, f"after=0 must lie between 1 and {N - 1}"),
-        ({"after": N}, f"after={N} must lie between 1 and {N - 1}"),
-        ({"workers": 0}, "workers=0: expected at least 1"),
-    ],
-)
-def test_a_run_that_cannot_be_killed_in_its_middle_is_refused(
-    arguments, message, log, tmp_path
-):
+@pytest.mark.parametrize("after", [0, N])
+def test_run_is_killed_in_its_middle_only(after, log, tmp_path):
+    message = f"after={after} must lie between 1 and {N - 1}"
     with pytest.raises(InvalidInput, match=message):
-        run_until_killed(log, tmp_path / "log", **{"after": 9, **arguments})
+        run_until_killed(log, tmp_path / "log", after)
     assert not (tmp_path / "log").exists()
 
 
 def test_a_run_that_ends_by_itself_says_so(log, tmp_path, capfd):
     stale = replace(log, seed=SEED + 1)  # its customers bear other names
     with pytest.raises(RuntimeError, match="ended by itself with status 1"):
-        run_until_killed(stale, tmp_path / "log", N - 1, workers=1)
+        run_until_killed(stale, tmp_path / "log", N - 1)
     assert "InvalidInput" in capfd.readouterr().err
     with pytest.raises(InvalidInput, match="exists"):
         run_until_killed(log, tmp_path / "log", 9)

@@ -40,20 +40,24 @@ def run(**columns):
     )
 
 
-def test_overheads_know_who_was_waited_for():
-    locks_s, workers_s = freed_s(run(), KEYS, np.arange(4))
-    assert locks_s.tolist() == [-np.inf, -np.inf, 5.0, 4.0]
-    assert workers_s.tolist() == [-np.inf, -np.inf, 5.0, 4.0]
-
-
-def test_readers_do_not_wait_for_readers():
-    keys = KeySets.from_lists([[0], [0], [0], []], [[], [], [], [0]])
-    locks_s, _ = freed_s(run(), keys, np.arange(4))
-    assert locks_s.tolist() == [-np.inf, -np.inf, -np.inf, 8.0]
+@pytest.mark.parametrize(
+    ("keys", "locks_s"),
+    [
+        (KEYS, [-np.inf, -np.inf, 5.0, 4.0]),
+        (  # readers do not wait for readers
+            KeySets.from_lists([[0], [0], [0], []], [[], [], [], [0]]),
+            [-np.inf, -np.inf, -np.inf, 8.0],
+        ),
+    ],
+)
+def test_freed_s_is_the_last_end_of_those_waited_for(keys, locks_s):
+    locks, workers = freed_s(run(), keys, np.arange(4))
+    assert locks.tolist() == locks_s
+    assert workers.tolist() == [-np.inf, -np.inf, 5.0, 4.0]
 
 
 def test_overheads_by_hand():
-    found = overheads(run(), KEYS)
+    found = overheads(run(), KEYS, 0)
     assert found.read_s == 1.0
     assert found.book_s == 0.5
     assert found.hand_over_s == np.median([0.5, 0.75, 0.5, 0.25])
@@ -67,14 +71,14 @@ def test_overheads_by_hand():
 def test_a_worker_has_a_gap_where_the_next_waits_in_its_pipe():
     # 3 waits for nobody's key: granted when booked, at 3.5, it follows 1 on its worker.
     keys = KeySets.from_lists([[], [1], [], []], [[0], [], [0], [2]])
-    found = overheads(run(granted_s=[1.5, 1.5, 5.5, 3.5]), keys)
+    found = overheads(run(granted_s=[1.5, 1.5, 5.5, 3.5]), keys, 0)
     assert (found.gap_s, found.pass_s) == (0.75, 1.0)
     assert found.turn_s == np.mean([1.0, 0.75])
 
 
 def test_what_is_held_back_takes_a_turn_of_the_sequencer():
     # 2 is booked only when the worker and the key that it needs are free since 5.
-    found = overheads(run(sequenced_s=[1.5, 1.5, 5.5, 3.5]), KEYS)
+    found = overheads(run(sequenced_s=[1.5, 1.5, 5.5, 3.5]), KEYS, 0)
     assert found.pass_s == 0.75
     assert found.turn_s == np.mean([1.0, 0.75])
 
@@ -90,7 +94,7 @@ def test_overheads_leave_out_what_warmed_the_workers():
 
 
 def test_overheads_leave_out_what_was_dropped():
-    found = overheads(run(log=np.array([0, 2])), KEYS)
+    found = overheads(run(log=np.array([0, 2])), KEYS, 0)
     assert (found.pass_s, found.loop_cpu_s) == (1.0, 0.2)
 
 

@@ -69,14 +69,14 @@ def fifo(batch, forecast, now_s):
 
 def live(log, asked, rule, storage=None, workers=2, append=None, **options):
     with Scheduler(storage or Idle(), log, workers, append) as scheduler:
-        return run_open(scheduler, asked, rule, **options)
+        return run_open(scheduler, asked, rule, first=0, **options)
 
 
 @pytest.mark.parametrize("name", ["drop", "hybrid-corrected", "bid-price"])
 def test_what_was_decided_live_is_what_every_replica_executes(name, log, tmp_path):
     path = tmp_path / "log"
-    asked = poisson(log, 1e5, slo_s=8e-3)  # far too much
-    rule = policy(name, slo_s=8e-3, cores=2, lag_s=1e-4)
+    asked = poisson(log, 1e5, slo_s=20e-3)  # far too much: 40 ms of work
+    rule = policy(name, slo_s=20e-3, cores=2, lag_s=1e-4)
     with database("sqlite") as storage, CommandLog(path, log) as file:
         storage.load(log.scale, log.seed)
         run = live(log, asked, rule, storage, append=file.append, flush_s=1e-3)

@@ -36,6 +36,7 @@ def test_the_fewest_scores_promise_a_level_and_one_fewer_do_not(level):
 
 
 # --- Bounds that follow a drift -----------------------------------------------
+NO_LEAST = np.full(20_000, -np.inf)
 
 
 def drifting(n, seed):
@@ -74,14 +75,16 @@ def test_the_offset_counts_what_exceeded_it(level):
 def test_a_tracked_bound_covers_where_a_fixed_one_fails(level):
     scores, asked_s, known_s, group = drifting(20_000, seed=2)
     start = np.full(3, conformal_offset(scores[:2_000], level))
-    given = track(scores, asked_s, known_s, group, start, level, 0.2)
+    given = track(
+        scores, asked_s, known_s, group, start, level, 0.2, NO_LEAST[: len(scores)]
+    )
     assert abs(np.mean(scores <= given) - level) < 0.005
     assert np.mean(scores <= start[0]) < level - 0.05
 
 
 def test_a_tracked_bound_never_reads_what_is_not_known_yet():
     scores, asked_s, known_s, group = drifting(2_000, seed=3)
-    options = group, np.zeros(3), 0.9, 0.2
+    options = group, np.zeros(3), 0.9, 0.2, NO_LEAST[:2_000]
     given = track(scores, asked_s, known_s, *options)
     for now_s in (100.0, 900.0):
         other = np.where(known_s > now_s, -scores, scores)
@@ -92,11 +95,16 @@ def test_a_tracked_bound_never_reads_what_is_not_known_yet():
         assert (changed != given).any()
 
 
-def test_tracking_refuses_what_no_clock_can_give():
-    scores, asked_s, known_s, group = drifting(10, seed=4)
-    with pytest.raises(InvalidInput, match=r"row 0 of known_s is .* after asked_s"):
-        track(scores, asked_s, asked_s, group, np.zeros(3), 0.9, 0.1)
-    with pytest.raises(InvalidInput, match=r"of group is .*1 groups have a start"):
-        track(scores, asked_s, known_s, group, np.zeros(1), 0.9, 0.1)
-    with pytest.raises(InvalidInput, match="level=1 must lie in"):
-        track(scores, asked_s, known_s, group, np.zeros(3), 1.0, 0.1)
+@pytest.mark.parametrize(
+    ("lag_s", "groups", "level", "message"),
+    [
+        (0.0, 3, 0.9, r"row 0 of known_s is .* after asked_s"),
+        (1.0, 1, 0.9, r"of group is .*1 groups have a start"),
+        (1.0, 3, 1.0, "level=1 must lie in"),
+    ],
+)
+def test_tracking_rejects_what_no_clock_can_give(lag_s, groups, level, message):
+    scores, asked_s, _, group = drifting(10, seed=4)
+    known_s, start = asked_s + lag_s, np.zeros(groups)
+    with pytest.raises(InvalidInput, match=message):
+        track(scores, asked_s, known_s, group, start, level, 0.1, NO_LEAST[:10])

@@ -1,7 +1,6 @@
 import io
 import json
 import zipfile
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -32,7 +31,7 @@ def quick():
 
 @pytest.mark.parametrize("name", LEARNED)
 def test_what_is_loaded_predicts_what_was_saved(name, tmp_path):
-    fitted = estimator(name, seed=3).fit(TRACE)
+    fitted = estimator(name).fit(TRACE)
     save_estimator(fitted, tmp_path / "model.skops")
     loaded = load_estimator(tmp_path / "model.skops")
     assert (type(loaded), loaded.name) == (type(fitted), fitted.name)
@@ -69,14 +68,6 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch)
         save_estimator(estimator("linear").fit(TRACE), path)
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["model.skops"]
-
-
-def test_a_loaded_estimator_refuses_other_features(tmp_path):
-    save_estimator(quick().fit(TRACE), tmp_path / "model.skops")
-    loaded = load_estimator(tmp_path / "model.skops")
-    other = replace(TRACE, feature_names=("is_payment", "is_new_order", "lines"))
-    with pytest.raises(InvalidInput, match="missing: order_lines; unknown: lines"):
-        predict_all(loaded, other)
 
 
 # --- Files that are not what was saved -----------------------------------------

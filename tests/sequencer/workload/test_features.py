@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from key_sets import conflict
 
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.sequencer.core.trace import KeySets
@@ -53,15 +54,6 @@ def test_dynamic_features_do_not_show_the_future():
             assert i == 119 or not np.array_equal(after, before)  # the test can see
 
 
-def conflict(keys, i, j):
-    def modes(t):
-        rows = slice(keys.offsets[t], keys.offsets[t + 1])
-        return dict(zip(keys.keys[rows], keys.exclusive[rows], strict=True))
-
-    a, b = modes(i), modes(j)
-    return any(a[k] or b[k] for k in a.keys() & b.keys())
-
-
 def test_depth_is_the_longest_chain_of_uncommitted_conflicts():
     for seed in range(5):
         log = tpcc(120, SMALL, seed)
@@ -112,14 +104,6 @@ def test_windows_count_what_committed_within_them():
     row = features.dynamic_features(sequenced_s, finish_s, keys, records)[3]
     expected = [[1, 1, 10, 100], [2, 3, 30, 300], [3, 7, 70, 700]]
     np.testing.assert_array_equal(row[3:], np.ravel(expected))
-
-
-def test_a_log_out_of_order_is_refused():
-    keys = KeySets.from_lists([[0], [1]], [[], []])
-    with pytest.raises(InvalidInput, match="must rise"):
-        features.dynamic_features(
-            np.array([1.0, 0.0]), np.full(2, 2.0), keys, np.zeros((2, 3))
-        )
 
 
 def test_static_features_by_hand():

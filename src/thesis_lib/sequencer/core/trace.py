@@ -5,6 +5,7 @@ see of it; `Forecast` is what an estimator says of a batch; `Decision` is what a
 policy makes of both; `History` is what happened.
 """
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -13,20 +14,19 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pyarrow import csv
 
 from thesis_lib.common.errors import InvalidInput, require, require_all, shown, vector
-from thesis_lib.common.files import write_whole
+from thesis_lib.sequencer.core.trace_file import (
+    Contents,
+    read_contents,
+    write_contents,
+)
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 
-SCHEMA_VERSION = 1
 MOST_KEYS = 2**22  # numbers that a lock table has an entry for; beyond, keys are mapped
 
 
@@ -94,21 +94,18 @@ class KeySets:
             f"{len(shared)} shared sets but {len(exclusive)} exclusive sets: "
             "expected one of each per transaction",
         )
-        rows = [[*s, *x] for s, x in zip(shared, exclusive, strict=True)]
-        modes = [
-            [False] * len(s) + [True] * len(x)
-            for s, x in zip(shared, exclusive, strict=True)
-        ]
-        flat: list = [key for row in rows for key in row]
+        rows = list(zip(shared, exclusive, strict=True))
+        flat: list = [key for row in rows for keys in row for key in keys]
+        modes = [mode for row in rows for mode in (0, 1) for _ in row[mode]]
         names = None
         if any(isinstance(key, str) for key in flat):
             names = list(dict.fromkeys(flat))
             numbers = {name: number for number, name in enumerate(names)}
             flat = [numbers[key] for key in flat]
         return cls(
-            offsets=np.cumsum([0, *(len(row) for row in rows)]),
+            offsets=np.cumsum([0, *(len(s) + len(x) for s, x in rows)]),
             keys=vector("keys", flat, np.int64),
-            exclusive=np.array([m for row in modes for m in row], bool),
+            exclusive=np.array(modes, bool),
             names=names,
         )
 
@@ -331,8 +328,8 @@ class Trace:
             self.kind,
             f"there are {len(self.kinds)} types, from 0: {names}",
         )
-        set_(self, "features", _table("feature", self.features, n, self.feature_names))
-        set_(self, "units_s", _table("unit", self.units_s, n, self.unit_names, 0.0))
+        set_(self, "features", _matrix("feature", self.features, n, self.feature_names))
+        set_(self, "units_s", _matrix("unit", self.units_s, n, self.unit_names, 0.0))
         measured = {
             name: vector(f"measured:{name}", column, np.float64, n)
             for name, column in self.measured.items()
@@ -378,18 +375,15 @@ class Trace:
         Arrivals must stay sorted.
         """
         rows = _row_numbers(rows)
-        return type(self)(
-            kinds=self.kinds,
+        return dataclasses.replace(
+            self,
             kind=self.kind[rows],
             arrival_s=self.arrival_s[rows] if arrival_s is None else arrival_s,
             service_s=self.service_s[rows],
             features=self.features[rows],
-            feature_names=self.feature_names,
             keys=self.keys.take(rows),
             units_s=self.units_s[rows],
-            unit_names=self.unit_names,
             measured={name: column[rows] for name, column in self.measured.items()},
-            meta=self.meta,
         )
 
     def split(self, fraction: float) -> tuple[Self, Self]:
@@ -403,37 +397,12 @@ class Trace:
 
         Raises InvalidInput for a name that `read` would take for a table of text.
         """
-        path = Path(path)
-        require_parquet(path)
-        frame: dict[str, object] = {
-            "kind": self.kind,
-            "arrival_s": self.arrival_s,
-            "service_s": self.service_s,
+        fields = {
+            each.name: getattr(self, each.name) for each in dataclasses.fields(self)
         }
-        for name, column in zip(self.feature_names, self.features.T, strict=True):
-            frame[f"feature:{name}"] = column
-        for name, column in zip(self.unit_names, self.units_s.T, strict=True):
-            frame[f"unit:{name}"] = column
-        for name, column in self.measured.items():
-            frame[f"measured:{name}"] = column
-        offsets = pa.array(self.keys.offsets, pa.int32())
-        for name, column in (
-            ("keys", pa.array(self.keys.keys, pa.int32())),
-            ("exclusive", pa.array(self.keys.exclusive)),
-        ):
-            frame[name] = pa.ListArray.from_arrays(offsets, column)
-        header = {
-            "version": SCHEMA_VERSION,
-            "kinds": self.kinds,
-            "meta": self.meta,
-            "sha256": trace_hash(self),
-        }
-        table = pa.table(frame).replace_schema_metadata(
-            {"thesis_trace": json.dumps(header)}
-        )
-        content = pa.BufferOutputStream()
-        pq.write_table(table, content, compression="zstd", compression_level=9)
-        write_whole(path, content.getvalue().to_pybytes())
+        keys = fields.pop("keys")
+        key_sets = keys.offsets, keys.keys, keys.exclusive, None
+        write_contents(Path(path), Contents(fields, key_sets, trace_hash(self)))
 
     @classmethod
     def read(cls, path: Path | str, rows: tuple[int, int] | None = None) -> Self:
@@ -451,126 +420,16 @@ class Trace:
         refuses; it names the row, counted from 0, and the column.
         """
         path = Path(path)
-        if rows is not None:
-            require(
-                0 <= rows[0] < rows[1],
-                f"rows={rows[0]}:{rows[1]}: expected the first, counted from 0, and "
-                "a larger number to end before",
-            )
-        if not path.is_file():
-            raise InvalidInput(
-                f"trace {path} does not exist: collect one with "
-                "`thesis collect --engine sqlite --transactions N OUT.parquet`"
-            )
-        if path.suffix.lower() == ".csv":
-            try:
-                return cls._from_table(*_of_csv(path, rows), {"source": path.name})
-            except InvalidInput as error:
-                raise InvalidInput(f"trace {path} is refused: {error}") from error
         try:
-            with pq.ParquetFile(path) as file:
-                table = file.read() if rows is None else _groups(file, *rows)
-            header = json.loads((table.schema.metadata or {})[b"thesis_trace"])
-            version, kinds = header["version"], tuple(map(str, header["kinds"]))
-            if not isinstance(header["kinds"], list):
-                raise TypeError("kinds")
-            meta, sha256 = dict(header["meta"]), header.pop("sha256", None)
-            odd = sorted(header.keys() - {"version", "kinds", "meta"})
-        except (
-            *(pa.ArrowException, OSError, MemoryError),  # no Parquet, or a broken one
-            *(KeyError, ValueError, TypeError, AttributeError),  # no header of ours
-            *(RecursionError, OverflowError),
-        ) as error:
-            raise InvalidInput(
-                f"{path} is not a trace ({type(error).__name__}): expected a Parquet "
-                "file written by `thesis collect`"
-            ) from error
-        require(
-            version == SCHEMA_VERSION,
-            f"{path} has trace version {version}: expected {SCHEMA_VERSION}; collect "
-            "it again with this version",
-        )
-        try:
-            require(not odd, f"its header has unknown entries: {odd}")
-            _all_there(table, rows)
-            require(table.num_rows > 0, "it has no rows: collect some transactions")
-            trace = cls._from_table(table, kinds, meta)
-            # Files of before the hash have none.
+            fields, key_sets, sha256 = read_contents(path, rows)
+            trace = cls(keys=KeySets(*key_sets), **fields)
             require(
-                rows is not None or sha256 in (None, trace_hash(trace)),
+                sha256 in (None, trace_hash(trace)),
                 "it was altered after it was written: collect it again",
             )
         except InvalidInput as error:
             raise InvalidInput(f"trace {path} is refused: {error}") from error
         return trace
-
-    @classmethod
-    def _from_table(cls, table: pa.Table, kinds: tuple[str, ...], meta: dict) -> Self:
-        columns = {
-            name: _column(name, column)
-            for name, column in zip(table.column_names, table.columns, strict=True)
-        }
-        for name in table.column_names:
-            times = table.column_names.count(name)
-            require(times == 1, f"column {name} is there {times} times: expected once")
-        for name in _TYPES:
-            require(name in columns, f"column {name} is missing")
-        of = {prefix: {} for prefix in _PREFIXES}
-        for name, column in columns.items():
-            if name not in _TYPES:
-                prefix, _, rest = name.partition(":")
-                of[prefix][rest] = column.to_numpy()
-        n = table.num_rows
-        sizes, modes = (
-            pc.list_value_length(columns[name]).to_numpy()  # type: ignore[attr-defined]
-            for name in ("keys", "exclusive")
-        )
-        require_all(sizes == modes, "exclusive", modes, "not as many as keys")
-        keys, names = _numbers(_flat("keys", columns["keys"]))
-        return cls(
-            kinds=kinds,
-            kind=columns["kind"].to_numpy(),
-            arrival_s=columns["arrival_s"].to_numpy(),
-            service_s=columns["service_s"].to_numpy(),
-            features=_stack(of["feature"], n),
-            feature_names=tuple(of["feature"]),
-            keys=KeySets(
-                offsets=np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]),
-                keys=keys,
-                exclusive=_flat("exclusive", columns["exclusive"]).to_numpy(
-                    zero_copy_only=False
-                ),
-                names=names,
-            ),
-            units_s=_stack(of["unit"], n),
-            unit_names=tuple(of["unit"]),
-            measured=of["measured"],
-            meta=meta,
-        )
-
-
-# Columns of a file, and what begins the names of those that a trace may have besides.
-_TYPES = {
-    "kind": pa.int64(),
-    "arrival_s": pa.float64(),
-    "service_s": pa.float64(),
-    "keys": pa.int32(),
-    "exclusive": pa.bool_(),
-}
-_LISTS = ("keys", "exclusive")
-_PREFIXES = ("feature", "unit", "measured")
-
-
-def _is_extra(name: str) -> bool:
-    return ":" in name and name.partition(":")[0] in _PREFIXES
-
-
-def require_parquet(path: Path) -> None:
-    """Refuse the name of a table of text for a file that will be none."""
-    require(
-        path.suffix.lower() != ".csv",
-        f"{path} would be read as text: name a file that ends in .parquet",
-    )
 
 
 def _row_numbers(rows: Any) -> I64:
@@ -584,173 +443,20 @@ def _row_numbers(rows: Any) -> I64:
     return rows.astype(np.int64)
 
 
-def _all_there(table: pa.Table, rows: tuple[int, int] | None) -> None:
-    """Refuse a table that has fewer than the `rows` that were asked for."""
-    if rows is not None:
-        (first, last), found = rows, table.num_rows
-        has = f"{first + found} rows" if found else f"no row {first}"
-        require(
-            found == last - first,
-            f"rows={first}:{last}: it has {has}: ask for rows that it has",
-        )
-
-
-def _groups(file: pq.ParquetFile, first: int, last: int) -> pa.Table:
-    """Rows `first` to `last`, of those row groups alone that have any."""
-    sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-    ends = np.cumsum(sizes, dtype=np.int64)
-    begins = ends - sizes
-    within = np.flatnonzero((begins < last) & (ends > first))
-    skipped = first - int(begins[within].min(initial=first))
-    return file.read_row_groups(within.tolist()).slice(skipped, last - first)
-
-
-def _rows_of_csv(path: Path, typed: dict[str, pa.DataType], first: int, last: int):
-    """Rows `first` to `last` of a table of text, block by block."""
-    names = csv.open_csv(path).schema.names
-    typed = typed | {name: pa.float64() for name in names if _is_extra(name)}
-    reader = csv.open_csv(
-        path,
-        csv.ReadOptions(use_threads=False, skip_rows_after_names=first),
-        convert_options=csv.ConvertOptions(column_types=typed),
-    )
-    blocks, read = [], 0
-    for block in reader:
-        blocks.append(block)
-        read += len(block)
-        if read >= last - first:
-            break
-    return pa.Table.from_batches(blocks, reader.schema).slice(0, last - first)
-
-
-def _of_csv(
-    path: Path, rows: tuple[int, int] | None
-) -> tuple[pa.Table, tuple[str, ...]]:
-    """A table of text as the columns of a file, and the names of its types.
-
-    `kind` is a name, by default one for all. `reads` and `writes` are keys with spaces
-    between them; what is in both is written.
-    """
-    typed: dict[str, Any] = dict.fromkeys(("kind", "reads", "writes"), pa.string())
-    typed |= dict.fromkeys(("arrival_s", "service_s"), pa.float64())
-    try:
-        if rows is None:
-            table = csv.read_csv(
-                path,
-                csv.ReadOptions(use_threads=False),  # which tells the row of a fault
-                convert_options=csv.ConvertOptions(column_types=typed),
-            )
-        else:
-            table = _rows_of_csv(path, typed, *rows)
-    except (pa.ArrowException, OSError, OverflowError) as error:
-        raise InvalidInput(
-            f"it cannot be read as CSV with a header: {error}"
-        ) from error
-    names, n = table.column_names, table.num_rows
-    for name in names:
-        known = name in typed or _is_extra(name)
-        require(
-            known, f"column {name} is unknown: expected {', '.join(typed)}, feature:…"
-        )
-        require(names.count(name) == 1, f"column {name} is there twice: expected once")
-    _all_there(table, rows)
-    require(n > 0, "it has no rows: expected a transaction in each")
-
-    def texts(name: str, default: str) -> list[str]:
-        return table[name].to_pylist() if name in names else [default] * n
-
-    numbers: dict[str, int] = {}
-    kind = [numbers.setdefault(name, len(numbers)) for name in texts("kind", "job")]
-    require("" not in numbers, f"row {kind.index(numbers.get('', 0))} has no kind")
-    keys, exclusive = [], []
-    for reads, writes in zip(texts("reads", ""), texts("writes", ""), strict=True):
-        written = writes.split()
-        read = [key for key in reads.split() if key not in written]
-        keys.append(read + written)
-        exclusive.append([False] * len(read) + [True] * len(written))
-    frame: dict[str, Any] = {
-        name: column.cast(pa.float64()) if pa.types.is_integer(column.type) else column
-        for name, column in zip(names, table.columns, strict=True)
-        if not pa.types.is_string(typed.get(name, pa.null()))
-    }
-    frame |= {
-        "kind": pa.array(kind, pa.int64()),
-        "keys": pa.array(keys, pa.list_(pa.string())),
-        "exclusive": pa.array(exclusive, pa.list_(pa.bool_())),
-    }
-    return pa.table(frame), tuple(numbers)
-
-
-def _column(name: str, column: pa.ChunkedArray) -> pa.Array:
-    """A column of a file, of its type and without a gap."""
-    known = name in _TYPES or _is_extra(name)
-    require(known, f"column {name} is unknown: expected {', '.join(_TYPES)}, feature:…")
-    kind, inner = _TYPES.get(name, pa.float64()), column.type
-    is_list = pa.types.is_list(inner) or pa.types.is_large_list(inner)
-    if is_list:
-        inner = inner.value_type
-    fits, expected = inner == kind, f"{'lists of ' * (name in _LISTS)}{kind}"
-    if name == "keys":
-        text = pa.types.is_string(inner) or pa.types.is_large_string(inner)
-        fits = text or pa.types.is_integer(inner)
-        expected = "lists of integers or strings"
-    require(
-        fits and is_list == (name in _LISTS),
-        f"column {name} holds {column.type}: expected {expected}",
-    )
-    present = column.is_valid().to_numpy()
-    require_all(present, name, np.full(len(present), "missing"), "expected a value")
-    return column.combine_chunks()
-
-
-def _flat(name: str, lists: pa.ListArray) -> pa.Array:
-    """The entries of all rows of a column of lists."""
-    entries = lists.flatten()
-    if entries.null_count:
-        gap = entries.is_null().to_numpy(zero_copy_only=False)
-        row = lists.value_parent_indices().to_numpy()[int(np.argmax(gap))]
-        raise InvalidInput(f"row {row} of {name} has an empty entry: expected a value")
-    return entries
-
-
-def _numbers(keys: pa.Array) -> tuple[NDArray, Any]:
-    """Integers for keys: their own, or where int64 has none, in order of appearance.
-
-    With these come the names that they stand for, by number.
-    """
-    if pa.types.is_integer(keys.type):
-        given = keys.to_numpy()
-        if given.max(initial=0) < 2**63:
-            return given.astype(np.int64), None
-    encoded = keys.dictionary_encode()
-    return encoded.indices.to_numpy().astype(np.int64), encoded.dictionary.to_pylist()
-
-
-def _stack(columns: dict[str, F64], n: int) -> F64:
-    return np.column_stack(list(columns.values()) or [np.empty((n, 0))])
-
-
-def _table(
-    prefix: str,
-    values: F64,
-    n: int,
-    names: tuple[str, ...],
+def _matrix(
+    prefix: str, values: F64, n: int, names: tuple[str, ...],
     minimum: float | None = None,
-) -> F64:
-    """A column of (n,) for each name, checked like a vector: (n, d)."""
+) -> F64:  # fmt: skip
+    """Return `values` as (n, d) doubles, each column of a name checked as a vector."""
     table = np.asarray(values)
     require(
         table.shape == (n, len(names)),
         f"{prefix}s have shape {table.shape}: expected ({n}, {len(names)})",
     )
     require(len(set(names)) == len(names), f"a {prefix} has its name twice: {names}")
-    return _stack(
-        {
-            name: vector(f"{prefix}:{name}", column, np.float64, n, minimum)
-            for name, column in zip(names, table.T, strict=True)
-        },
-        n,
-    )
+    for name, column in zip(names, table.T, strict=True):
+        vector(f"{prefix}:{name}", column, np.float64, n, minimum)
+    return np.ascontiguousarray(table, np.float64)
 
 
 def trace_hash(trace: Trace) -> str:

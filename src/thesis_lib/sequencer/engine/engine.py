@@ -28,7 +28,7 @@ from thesis_lib.sequencer.core.trace import F64, I64, Trace
 from thesis_lib.sequencer.engine.command_log import CommandLog, Recovered, read_log
 from thesis_lib.sequencer.engine.scheduler import Append, Run, Scheduler, run_closed
 from thesis_lib.sequencer.engine.sqlite import SQLite
-from thesis_lib.sequencer.engine.storage import UNITS, Storage, empty_folder, heard
+from thesis_lib.sequencer.engine.storage import UNITS, Storage, heard
 from thesis_lib.sequencer.workload.features import (
     DYNAMIC,
     declared_records,
@@ -42,24 +42,24 @@ from thesis_lib.sequencer.workload.ycsb import ycsb
 
 ENGINES = ("sqlite", "postgresql")
 WORKLOADS = ("tpcc", "ycsb")
+CLIENTS, BATCH = 32, 8  # of the closed loop
 CLOCK_S = 1e-7  # times are kept to 0.1 µs, finer than two laps of the clock differ
 
 
 # --- Deterministic execution -------------------------------------------------
 def execute(
-    storage: Storage, log: Log, workers: int, in_flight: int = 32, batch: int = 8,
-    append: Append | None = None,
-) -> Run:  # fmt: skip
+    storage: Storage, log: Log, workers: int, append: Append | None = None
+) -> Run:
     """Run the log on a database that was loaded for it, in its order.
 
-    A closed loop: `in_flight` clients each submit one transaction, wait for its
-    commit and submit the next. Every `batch` submissions the sequencer appends them
-    to the total order and books their locks; worker processes take granted
-    transactions first come, first served. Locks of files are booked only where the
-    database has one writer to a file. `append` as in `Scheduler`.
+    A closed loop: CLIENTS each submit one transaction, wait for its commit and submit
+    the next. Every BATCH submissions the sequencer appends them to the total order and
+    books their locks; worker processes take granted transactions first come, first
+    served. Locks of files are booked only where the database has one writer to a file.
+    `append` as in `Scheduler`.
     """
     with Scheduler(storage, log, workers, append) as scheduler:
-        return run_closed(scheduler, len(log), in_flight, batch)
+        return run_closed(scheduler, len(log), CLIENTS, BATCH)
 
 
 def replay(path: Path | str, storage: Storage, workers: int) -> Recovered:
@@ -126,42 +126,33 @@ def cleared_by_signals() -> Iterator[None]:
 
 
 @contextmanager
-def database(
-    engine: str, dsn: str | None = None, folder: Path | str | None = None
-) -> Iterator[Storage]:
+def database(engine: str, dsn: str | None = None) -> Iterator[Storage]:
     """A database still to be loaded; it and its copies are gone at the end.
 
-    SQLite lives in `folder`, which then stays, or in a temporary one; PostgreSQL on
-    the server at `dsn`, or on a temporary one of this machine's own. SIGTERM and
-    SIGHUP are an end like any other: see `cleared_by_signals`. Raises InvalidInput for
-    an unknown engine, for the other engine's option, and for a folder that is not
-    empty; Lost where the database fails in the middle.
+    SQLite lives in a temporary folder; PostgreSQL on the server at `dsn`, or on a
+    temporary one of this machine's own. SIGTERM and SIGHUP are an end like any other:
+    see `cleared_by_signals`. Raises InvalidInput for an unknown engine and for a dsn of
+    SQLite; Lost where the database fails in the middle.
     """
     choice("engine", engine, ENGINES)
     if engine == "postgresql":
-        require(
-            folder is None,
-            f"folder={folder} is for SQLite: name a server with dsn, or neither",
-        )
         from thesis_lib.sequencer.engine.postgres import postgres_database  # an extra
 
         with cleared_by_signals(), postgres_database(dsn) as empty:
             yield empty
         return
     require(dsn is None, "dsn names a server of PostgreSQL: engine is 'sqlite'")
-    with cleared_by_signals(), ExitStack() as temporary:
-        if folder is None:
-            scratch = tempfile.TemporaryDirectory(prefix="thesis-engine-")
-            place = Path(temporary.enter_context(scratch))
-        else:
-            place = empty_folder(Path(folder))
+    with cleared_by_signals(), tempfile.TemporaryDirectory(prefix=_PREFIX) as folder:
         try:
-            yield SQLite(place / "loaded")
+            yield SQLite(Path(folder) / "loaded")
         except sqlite3.Error as error:
             raise Lost(
-                f"the database in {place} failed in the middle: {heard(error)}; see "
+                f"the database in {folder} failed in the middle: {heard(error)}; see "
                 "whether its disk has room, and run again"
             ) from error
+
+
+_PREFIX = "thesis-engine-"
 
 
 def make_log(
@@ -217,9 +208,7 @@ def states(replicas: Iterable[Replica]) -> list[str]:
     return digests
 
 
-def run_until_killed(
-    log: Log, path: Path | str, after: int, workers: int = 2
-) -> Recovered:
+def run_until_killed(log: Log, path: Path | str, after: int) -> Recovered:
     """Run `log` on SQLite, kill the run in its middle, and read what it leaves.
 
     The sequencer, in a process of its own, writes the command log `path`. As soon as
@@ -228,16 +217,15 @@ def run_until_killed(
     the signal that no process can catch (kill -9). Their database is lost; the log is
     what remains.
 
-    Raises InvalidInput for a path that exists, workers below 1, and an `after` at which
-    nothing is logged or nothing is left to do; RuntimeError where the run ended by
-    itself, whose error is on standard error.
+    Raises InvalidInput for a path that exists, and for an `after` at which nothing is
+    logged or nothing is left to do; RuntimeError where the run ended by itself, whose
+    error is on standard error.
     """
     require(
         1 <= after < len(log),
         f"after={after} must lie between 1 and {len(log) - 1}: a run of {len(log)} "
         "transactions is to be killed in its middle",
     )
-    require_count("workers", workers)
     # What was killed may still be closing its files while the folder is removed.
     with (
         tempfile.TemporaryDirectory(
@@ -257,7 +245,7 @@ def run_until_killed(
                     if commands.position == after:
                         os.killpg(0, signal.SIGKILL)
 
-                execute(storage, log, workers, append=append)
+                execute(storage, log, workers=2, append=append)
             except BaseException:
                 traceback.print_exc()
             finally:
@@ -272,57 +260,53 @@ def run_until_killed(
 
 
 # --- Collection --------------------------------------------------------------
-def collect(  # the options of a front door, each with what is usual
+def collect(
     engine: str = "sqlite",
     transactions: int = 20_000,
     workers: int = 2,
-    warehouses: int = 2,
     seed: int = 0,
     replays: int = 1,
-    folder: Path | str | None = None,
     log: Log | None = None,
-    in_flight: int = 32,
-    batch: int = 8,
     dsn: str | None = None,
 ) -> Trace:
-    """Run a workload on the real engine, closed loop, and record it.
+    """Run a workload on the real engine, closed loop as `execute`, and record it.
 
-    The workload is `log`, or else TPC-C of `transactions` in `warehouses` from `seed`.
+    The workload is `log`, or else TPC-C of `transactions` in 2 warehouses from `seed`.
     `service_s` is wall time from a worker's start to its commit, `units_s` its split
     into operating units. `measured` adds processor time (of the worker: a server's is
     its own) and the stages before the start: arrival + sequence_s + lock_wait_s +
     queue_s is the start; `notify_s` passes between the commit and the sequencer's
     hearing of it. With `replays` above 1 the same log runs again on fresh copies of
     the loaded database; columns of the first run lead, and `service_s_r1`,
-    `cpu_s_r1`, … hold every run. `dsn` and `folder` as in `database`.
+    `cpu_s_r1`, … hold every run. `dsn` as in `database`.
 
-    Raises InvalidInput for an unknown engine, counts below 1, a folder that is not
-    empty, and replays that end in different states.
+    Raises InvalidInput for an unknown engine, counts below 1, and replays that end in
+    different states.
 
     >>> from thesis_lib.sequencer import collect
-    >>> trace = collect("sqlite", transactions=100, workers=1, warehouses=1, seed=1)
+    >>> trace = collect("sqlite", transactions=100, workers=1, seed=1)
     >>> len(trace), bool((trace.service_s > 0).all())
     (100, True)
     """
-    for name, value in (("workers", workers), ("replays", replays)):
-        require_count(name, value)
+    require_count("workers", workers)
+    require_count("replays", replays)
     if log is None:
-        log = make_log("tpcc", transactions, seed, warehouses=warehouses)
-    with database(engine, dsn, folder) as loaded:
+        log = make_log("tpcc", transactions, seed)
+    with database(engine, dsn) as loaded:
         loaded.load(log.scale, log.seed)
         if not loaded.one_writer:
             log = log.without_files()
         runs, digests = [], []
         for r in range(1, replays + 1):
             copy = loaded.copy(f"replay-{r}")
-            runs.append(execute(copy, log, workers, in_flight, batch))
+            runs.append(execute(copy, log, workers))
             digests.append(copy.digest())
     require(
         len(set(digests)) == 1,
         f"replays of one log ended in states {', '.join(d[:8] for d in digests)}: "
         "expected one; the engine is not deterministic on this machine",
     )
-    how = {"engine": engine, "workers": workers, "in_flight": in_flight, "batch": batch}
+    how = {"engine": engine, "workers": workers, "in_flight": CLIENTS, "batch": BATCH}
     return trace_of(log, runs, how | {"digest": digests[0]})
 
 

@@ -63,7 +63,7 @@ def freed_s(run: Run, keys: KeySets, log: I64) -> tuple[F64, F64]:
     return locks_s, workers_s
 
 
-def overheads(run: Run, keys: KeySets, first: int = 0) -> Overheads:
+def overheads(run: Run, keys: KeySets, first: int) -> Overheads:
     """What transactions `first` to n - 1 of a run paid beside their service.
 
     What ran before them is left out altogether: its times may be of another clock.

@@ -22,6 +22,7 @@ from thesis_lib.sequencer.core.events import (
     NO_DELAYS,
     READY,
     Delays,
+    State,
     idle_state,
 )
 from thesis_lib.sequencer.core.observed import commit, dispatch
@@ -39,7 +40,7 @@ from thesis_lib.sequencer.engine.workers import COMMITTED as DID_COMMIT
 from thesis_lib.sequencer.engine.workers import Workers
 from thesis_lib.sequencer.policies.lookahead import SPREAD
 from thesis_lib.sequencer.policies.registry import Policy, decide
-from thesis_lib.sequencer.policies.rules import FIFO, Fifo, decide_by, decider
+from thesis_lib.sequencer.policies.rules import FIFO, decide_by, decider
 from thesis_lib.sequencer.workload.features import static_features, static_names
 from thesis_lib.sequencer.workload.transactions import Log
 
@@ -239,12 +240,28 @@ class Requests:
         )
 
 
+def _rule(
+    state: State, requests: Requests, policy: Policy, delays: Delays
+) -> Callable[[I64, float], Decision]:
+    """What `policy` decides on ids at a time, compiled where the policy is."""
+    lookahead = policy.make_lookahead(
+        state, requests.keys, requests.estimated_s + delays.worker_s,
+        requests.deadline_s, SPREAD, delays.lag_s,
+    )  # fmt: skip
+    if policy.code is None:
+        return lambda ids, now_s: decide(policy, lookahead, requests.batch(ids), now_s)
+    if policy.code.kind == FIFO:  # whatever a forecast would say
+        return lambda ids, now_s: Decision(order=ids, dropped=ids[:0])
+    compiled = decider(policy.code, lookahead.memory, lookahead.model, state)
+    return lambda ids, now_s: Decision(*decide_by(compiled, ids, now_s))
+
+
 def run_open(
     scheduler: Scheduler,
     requests: Requests,
     policy: Policy,
     *,
-    first: int = 0,
+    first: int,
     batch_size: int = 10,
     flush_s: float = np.inf,
     delays: Delays = NO_DELAYS,
@@ -263,24 +280,9 @@ def run_open(
     n, arrival_s = len(requests.arrival_s), requests.arrival_s
     size = batch_size if policy.batched else n
     wait_s = min(flush_s, policy.flush_s) if policy.batched else 0.0
-    lookahead = policy.make_lookahead(
-        scheduler.state, requests.keys, requests.estimated_s + delays.worker_s,
-        requests.deadline_s, SPREAD, delays.lag_s,
-    )  # fmt: skip
-    code = policy.code or Fifo(FIFO)  # no rule in Python has one
-    known = lookahead.memory, lookahead.model
-    compiled = decider(code, *known, scheduler.state)
     decided_s = np.zeros(n)
     held, seen = np.empty(0, np.int64), first
-
-    def decide_on(ids: I64, now_s: float) -> Decision:
-        """The decision, compiled where the policy is."""
-        if policy.code is None:
-            return decide(policy, lookahead, requests.batch(ids), now_s)
-        if policy.code.kind == FIFO:
-            return Decision(order=ids, dropped=ids[:0])  # whatever a forecast would say
-        return Decision(*decide_by(compiled, ids, now_s))
-
+    decide_on = _rule(scheduler.state, requests, policy, delays)
     decide_on(held, 0.0)  # compiled here, or a client waits
     scheduler.begin()
     while seen < n or len(held) or scheduler.in_flight:

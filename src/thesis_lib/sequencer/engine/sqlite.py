@@ -24,7 +24,6 @@ from thesis_lib.sequencer.engine.storage import (
     Session,
     Stale,
     canonical_digest,
-    empty_folder,
     heard,
     initial_rows,
     stale,
@@ -44,9 +43,15 @@ class SQLite:
 
     def load(self, scale: txn.Scale | txn.YcsbScale, seed: int) -> None:
         """Fill the folder, which holds no database yet, with a file to a partition."""
-        empty_folder(self.folder)
+        require(
+            not self.folder.exists()
+            or (self.folder.is_dir() and not any(self.folder.iterdir())),
+            f"{self.folder} exists and is not empty: name a new folder",
+        )
+        self.folder.mkdir(parents=True, exist_ok=True)
         for w in range(scale.partitions):
-            with closing(connect(warehouse_file(self.folder, w))) as db:
+            path = self.folder / f"warehouse-{w}.sqlite"
+            with closing(connect(path)) as db:
                 for name, table in TABLES.items():
                     rowid = " WITHOUT ROWID" if "," in table.key else ""
                     db.execute(
@@ -62,6 +67,13 @@ class SQLite:
                         db.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)
                 db.execute("COMMIT")
 
+    def files(self) -> list[Path]:
+        """The database files, by partition. Raises InvalidInput where there is none."""
+        found = self.folder.glob("warehouse-*.sqlite")
+        files = sorted(found, key=lambda file: (len(file.name), file))
+        require(bool(files), f"{self.folder} holds no warehouse file: load it first")
+        return files
+
     def copy(self, name: str) -> Self:
         """The same files in the folder `name` beside this one."""
         try:
@@ -75,13 +87,13 @@ class SQLite:
 
     def session(self) -> Session:
         """Connections to every file, of one thread."""
-        return SQLiteSession(self.folder)
+        return SQLiteSession(self.files())
 
     def digest(self) -> str:
         """`canonical_digest` of the rows of every file."""
 
         def rows(table: str) -> Iterable[tuple]:
-            for w, path in enumerate(warehouse_files(self.folder)):
+            for w, path in enumerate(self.files()):
                 with closing(connect(path)) as db:
                     key = TABLES[table].key
                     for row in db.execute(f"SELECT * FROM {table} ORDER BY {key}"):
@@ -106,8 +118,8 @@ def connect(path: Path) -> Connection:
 class SQLiteSession:
     """One worker's connections, and the time its transaction spends in each unit."""
 
-    def __init__(self, folder: Path) -> None:
-        self.files = [connect(path) for path in warehouse_files(folder)]
+    def __init__(self, paths: list[Path]) -> None:
+        self.files = [connect(path) for path in paths]
         self.units_s = [0.0] * len(UNITS)
         self.lap_s = 0.0
 
@@ -379,16 +391,3 @@ class SQLiteSession:
 def _one(db: Connection, query: str, *values: Any) -> Any:
     """The first row that a query finds, None for none."""
     return db.execute(query, values).fetchone()
-
-
-# --- The files of SQLite -----------------------------------------------------
-def warehouse_file(folder: Path, w: int) -> Path:
-    """The database file of warehouse, or other partition, w."""
-    return folder / f"warehouse-{w}.sqlite"
-
-
-def warehouse_files(folder: Path) -> list[Path]:
-    """The database files in `folder`, by partition. Refuses a folder without any."""
-    files = sorted(folder.glob("warehouse-*.sqlite"), key=lambda f: (len(f.name), f))
-    require(len(files) > 0, f"{folder} holds no warehouse file: expected a database")
-    return files

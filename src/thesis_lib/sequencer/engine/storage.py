@@ -7,11 +7,10 @@ a database, so the same log can be run on each of them.
 
 import hashlib
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from random import Random
 from typing import NamedTuple, Protocol, Self
 
-from thesis_lib.common.errors import InvalidInput, require
+from thesis_lib.common.errors import InvalidInput
 from thesis_lib.sequencer.workload import transactions as txn
 
 UNITS = ("begin", "read", "compute", "write", "commit")
@@ -79,16 +78,6 @@ def stale(t: txn.Payment | txn.OrderStatus, found: int | None) -> Stale:
         "declare the transaction again with whom it means now, or load the database "
         "with the scale and seed of the log"
     )
-
-
-def empty_folder(folder: Path) -> Path:
-    """Create `folder`; refuse one that holds anything."""
-    require(
-        not folder.exists() or (folder.is_dir() and not any(folder.iterdir())),
-        f"{folder} exists and is not empty: name a new folder",
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 # --- One state in every database ---------------------------------------------

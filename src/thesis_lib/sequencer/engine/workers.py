@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from thesis_lib.common.errors import InvalidInput, Lost, require, require_count
 from thesis_lib.sequencer.core.trace import I64
-from thesis_lib.sequencer.engine.storage import UNITS, Session, Storage, heard
+from thesis_lib.sequencer.engine.storage import UNITS, Storage, heard
 from thesis_lib.sequencer.workload.transactions import Transaction
 
 RECORD = np.dtype(
@@ -115,8 +115,7 @@ class Workers:
         self._flush()
         records = np.frombuffer(content, RECORD)
         if (records["outcome"] == FAILED).any():
-            self.failure.seek(0)
-            raise _told(self.failure.readline())
+            self._raise_failure()
         return records
 
     def _flush(self) -> None:
@@ -143,15 +142,25 @@ class Workers:
             os._exit(0)
 
     def _work(self, number: int) -> None:
+        """Execute what comes down the pipe until it ends; report a failure."""
         nothing = (0.0,) * (3 + len(UNITS))
         try:
             with closing(self.storage.session()) as session:
                 os.write(self.write, PACK(-1, *nothing, number, READY))
-                serve(session, self.transactions, number, self.take, self.write)
+                while word := os.read(self.take, ID_BYTES):
+                    i = int.from_bytes(word, "little")
+                    start_s, cpu_s = perf_counter(), thread_time()
+                    committed = session.run(self.transactions[i])
+                    times_s = start_s, perf_counter(), thread_time() - cpu_s
+                    units_s = session.units_s
+                    os.write(self.write, PACK(i, *times_s, *units_s, number, committed))
         except BrokenPipeError:  # the parent is gone
             return
         except BaseException as error:
-            self.failure.write(_telling(error))
+            invalid = isinstance(error, InvalidInput)
+            text = str(error) if invalid else heard(error)
+            line = json.dumps({"invalid": invalid, "text": text})
+            self.failure.write(line.encode() + b"\n")  # workers may fail together
             self.failure.flush()
             with contextlib.suppress(BrokenPipeError):
                 os.write(self.write, PACK(-1, *nothing, number, FAILED))
@@ -161,15 +170,26 @@ class Workers:
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:
                 self.pids.remove(pid)
-                self.failure.seek(0)
-                if told := self.failure.readline():  # it said why before it ended
-                    raise _told(told)
+                self._raise_failure()
                 how = os.waitstatus_to_exitcode(status)
                 raise WorkerDied(
                     f"worker {number} of {self.count} ended with status {how} in the "
                     "middle of its work: expected it to wait for more; see whether "
                     "the system killed it for memory"
                 )
+
+    def _raise_failure(self) -> None:
+        """Raise the error that a worker reported before it ended, if one did."""
+        self.failure.seek(0)
+        if not (line := self.failure.readline()):
+            return
+        error = json.loads(line)
+        if error["invalid"]:
+            raise InvalidInput(error["text"])
+        raise Lost(
+            f"a worker failed in the middle of its work: {error['text']}; see whether "
+            "its database still runs and has room, and run again"
+        )
 
     def _end(self, how: int | None) -> None:
         for end in (self.give, self.take, self.write):
@@ -181,40 +201,3 @@ class Workers:
         self.pids.clear()
         os.close(self.read)
         self.failure.close()
-
-
-def serve(
-    session: Session,
-    transactions: Sequence[Transaction],
-    number: int,
-    take: int,
-    write: int,
-) -> None:
-    """Execute what comes down the pipe `take` until it ends."""
-    while word := os.read(take, ID_BYTES):
-        i = int.from_bytes(word, "little")
-        start_s, cpu_s = perf_counter(), thread_time()
-        committed = session.run(transactions[i])
-        cpu_s, finish_s = thread_time() - cpu_s, perf_counter()
-        os.write(
-            write,
-            PACK(i, start_s, finish_s, cpu_s, *session.units_s, number, committed),
-        )
-
-
-def _telling(error: BaseException) -> bytes:
-    """A line for the parent; workers that fail together write one each."""
-    refused = isinstance(error, InvalidInput)
-    text = str(error) if refused else heard(error)
-    return json.dumps({"refused": refused, "text": text}).encode() + b"\n"
-
-
-def _told(line: bytes) -> InvalidInput | Lost:
-    """The error of `_telling`: a refusal as such, any other by its name and text."""
-    told = json.loads(line)
-    if told["refused"]:
-        return InvalidInput(told["text"])
-    return Lost(
-        f"a worker failed in the middle of its work: {told['text']}; see whether its "
-        "database still runs and has room, and run again"
-    )

@@ -3,7 +3,7 @@
 import numpy as np
 
 from thesis_lib.common.compiled import njit
-from thesis_lib.common.errors import require, require_all, vector
+from thesis_lib.common.errors import require, require_all
 from thesis_lib.sequencer.core.trace import F64, I64
 
 
@@ -19,7 +19,6 @@ def conformal_offset(scores: F64, level: float) -> float:
     `scores` (m,) in any order, exchangeable with the next one. Raises InvalidInput
     where they are too few to promise it.
     """
-    scores = vector("scores", scores, np.float64)
     rank = int(np.ceil(level * (len(scores) + 1) - 1e-9))
     require(
         0 < level < 1 and rank <= len(scores),
@@ -44,7 +43,7 @@ def group_offsets(scores: F64, group: I64, groups: int, level: float) -> F64:
 
 def track(
     scores: F64, asked_s: F64, known_s: F64, group: I64, start: F64, level: float,
-    step: float, least: F64 | None = None,
+    step: float, least: F64,
 ) -> F64:  # fmt: skip
     """(n,) offsets that follow the scores (n,) so that a share `level` stays below.
 
@@ -53,7 +52,7 @@ def track(
     falls by `step` x (1 - `level`) when it did not. Score i is given its offset at
     `asked_s[i]` and seen at `known_s[i]`, when its transaction commits; nothing else is
     read of the future. Each group follows its own scores from `start` (groups,). What
-    is given is at least `least` (n,), minus infinity by default.
+    is given is at least `least` (n,).
 
     After T scores of a group, whatever they are, the share that exceeded what they
     were given is 1 - level + (how far the offset has moved) / (`step` T): it converges
@@ -61,29 +60,19 @@ def track(
     control (NeurIPS 2023), section 2. Raises InvalidInput for scores that are known
     before they are asked for.
     """
-    n = len(scores)
-    scores = vector("scores", scores, np.float64, n)
-    asked_s = vector("asked_s", asked_s, np.float64, n)
-    known_s = vector("known_s", known_s, np.float64, n)
-    start = vector("start", start, np.float64)
-    group = vector("group", group, np.int64, n, 0)
     require(0 < level < 1, f"level={level:g} must lie in (0, 1)")
     require(0 <= step < np.inf, f"step={step:g} must not be negative")
     require_all(known_s > asked_s, "known_s", known_s, "expected it after asked_s")
     require_all(group < len(start), "group", group, f"{len(start)} groups have a start")
-    by_asked = np.argsort(asked_s, kind="stable")
-    by_known = np.argsort(known_s, kind="stable")
-    least = np.full(n, -np.inf) if least is None else np.asarray(least, np.float64)
-    require(len(least) == n, f"least has {len(least)} entries: expected {n}")
-    return _track(
-        scores, asked_s, known_s, by_asked, by_known, group, start, level, step, least
-    )
+    orders = np.argsort(asked_s, kind="stable"), np.argsort(known_s, kind="stable")
+    columns = scores, asked_s, known_s, group, least
+    return _track(columns, orders, start, level, step)
 
 
-@njit(cache=True)  # numba compiles vectors and numbers, one argument each
-def _track(
-    scores, asked_s, known_s, by_asked, by_known, group, start, level, step, least
-):  # fmt: skip
+@njit(cache=True)
+def _track(columns, orders, start, level, step):
+    scores, asked_s, known_s, group, least = columns
+    by_asked, by_known = orders
     offset, given = start.copy(), np.empty(len(scores))
     seen = 0  # prefix of by_known
     for i in by_asked:

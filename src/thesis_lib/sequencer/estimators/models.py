@@ -23,6 +23,7 @@ from thesis_lib.sequencer.estimators.conformal import (
 from thesis_lib.sequencer.estimators.trees import Trees, flatten
 
 SHORTEST_S = 1e-7  # one tick of the collector's clock; logarithms need a positive time
+SEED = 0  # of what a learner draws
 FAR = 300.0  # logarithm of a time in seconds that nothing measured comes near
 LARGEST_FEATURE = 1e30  # that is learned from
 LEVELS = (0.5, 0.9, 0.95, 0.99)  # of the quantiles that are learned and calibrated
@@ -63,9 +64,6 @@ class Learned(ABC):
 
     name: str
     feature_names: tuple[str, ...] | None = None  # None until it is fitted
-
-    def __init__(self, seed: int = 0) -> None:
-        self.seed = seed
 
     def fit(self, trace: Trace) -> Self:
         """Learn from transactions that have finished; returns itself."""
@@ -176,7 +174,7 @@ class SumMax(Learned):
                     n_estimators=30,
                     min_samples_leaf=10,
                     max_features=0.5,
-                    random_state=self.seed,
+                    random_state=SEED,
                 ).fit(features, unit_s / self.scale_s)
             )
             for name, unit_s in zip(names, (*trace.units_s.T, rest_s), strict=True)
@@ -212,7 +210,7 @@ class Boosted(Learned):
     def _learn(self, trace: Trace, service_s: F64) -> None:
         log_s = np.log(service_s)
         self.centre = float(log_s.mean())
-        model = boosting(self.seed, self.rounds, loss="squared_error")
+        model = boosting(self.rounds, loss="squared_error")
         with one_thread():
             model.fit(_known(trace, self.name), log_s - self.centre)
         self.ensemble = flatten(model)
@@ -255,7 +253,7 @@ class Quantiles(Learned):
         self.centre = float(log_s.mean())
         self.ensembles = {}
         for level in LEVELS:
-            model = boosting(self.seed, self.rounds, loss="quantile", quantile=level)
+            model = boosting(self.rounds, loss="quantile", quantile=level)
             with one_thread():
                 model.fit(_known(older, self.name), log_s - self.centre)
             self.ensembles[f"{level}"] = flatten(model)
@@ -316,7 +314,7 @@ LEARNED = {kind.name: kind for kind in (Constant, SumMax, Linear, Boosted, Quant
 ESTIMATORS = (*LEARNED, "noisy", "oracle")  # which read the truth, in simulation
 
 
-def estimator(name: str, seed: int = 0) -> Learned:
+def estimator(name: str) -> Learned:
     """The estimator of this name, not yet fitted; of none that reads the truth.
 
     >>> from thesis_lib.sequencer import estimator, predict_all, scenario
@@ -325,7 +323,7 @@ def estimator(name: str, seed: int = 0) -> Learned:
     >>> (1e3 * predict_all(fitted, coming)).round(2)  # milliseconds
     array([1.15, 1.15, 1.15])
     """
-    return LEARNED[choice("estimator", name, LEARNED)](seed)
+    return LEARNED[choice("estimator", name, LEARNED)]()
 
 
 def one_thread() -> AbstractContextManager:
@@ -378,7 +376,7 @@ def _learner(module: str, name: str) -> Any:
         ) from error
 
 
-def boosting(seed: int, rounds: int, **loss: Any) -> Any:
+def boosting(rounds: int, **loss: Any) -> Any:
     """What `Boosted` and `Quantiles` grow, not yet fitted; `loss` says for what."""
     return _learner("ensemble", "HistGradientBoostingRegressor")(
         max_iter=rounds,
@@ -386,7 +384,7 @@ def boosting(seed: int, rounds: int, **loss: Any) -> Any:
         max_leaf_nodes=31,
         min_samples_leaf=30,
         early_stopping=False,
-        random_state=seed,
+        random_state=SEED,
         **loss,
     )
 

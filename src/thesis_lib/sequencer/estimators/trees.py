@@ -92,9 +92,9 @@ class Trees:
     feature: I32  # (m,) LEAF or the column that is asked
     lower: I32  # (m,) child for values up to the number; 0 in a leaf
     number: F64  # (m,) threshold, in a leaf its contribution
-    base: float = 0.0
-    divisor: float = 1.0
-    single: bool = False  # features are rounded into single precision first
+    base: float
+    divisor: float
+    single: bool  # features are rounded into single precision first
 
     def __post_init__(self) -> None:
         m, set_ = len(self.feature), object.__setattr__

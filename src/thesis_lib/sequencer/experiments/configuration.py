@@ -26,7 +26,7 @@ from thesis_lib.sequencer.experiments.metrics import (
 from thesis_lib.sequencer.policies.registry import Policy, rule_options
 from thesis_lib.sequencer.policies.registry import policy as named_policy
 from thesis_lib.sequencer.simulator.simulator import replay, simulate
-from thesis_lib.sequencer.workload.arrivals import poisson_arrivals, with_arrivals
+from thesis_lib.sequencer.workload.arrivals import poisson_arrivals
 from thesis_lib.sequencer.workload.features import with_features
 from thesis_lib.sequencer.workload.scenarios import (
     SCENARIOS,
@@ -241,7 +241,7 @@ class SimulationConfig:
             f"{self.slo_s:g} s is lost in the precision of a time: expected seconds, "
             "and a higher load or fewer transactions",
         )
-        return with_arrivals(transactions, arrival_s)
+        return replace(transactions, arrival_s=arrival_s)
 
     def history(
         self, trace: Trace, policy: Policy, estimated_s: F64, load: float

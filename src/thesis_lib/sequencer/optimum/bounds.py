@@ -169,10 +169,7 @@ def kise_ibaraki_mine(release_s: F64, service_s: F64, deadline_s: F64) -> Bool:
     Ibaraki and Mine, Operations Research 26(1), 1978; which job to give up is found in
     a tree. Raises InvalidInput where they disagree.
     """
-    release_s = vector("release_s", release_s, np.float64)
     n = len(release_s)
-    service_s = vector("service_s", service_s, np.float64, n, 0.0)
-    deadline_s = vector("deadline_s", deadline_s, np.float64, n)
     order = np.lexsort((deadline_s, release_s))
     require(
         bool((np.diff(deadline_s[order]) >= 0).all()),

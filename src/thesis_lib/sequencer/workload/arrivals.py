@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from thesis_lib.common.errors import require, require_count, vector
+from thesis_lib.common.errors import require, require_count
 from thesis_lib.sequencer.core.trace import F64, Trace
 
 
@@ -112,15 +112,8 @@ def flash_crowd_arrivals(
     return _time_change(work, starts_s, np.array([rate_per_s, crowd_per_s, rate_per_s]))
 
 
-def with_arrivals(trace: Trace, arrival_s: F64) -> Trace:
-    """The same transactions in the same order, arriving at `arrival_s` (n,)."""
-    return replace(
-        trace, arrival_s=vector("arrival_s", arrival_s, np.float64, len(trace), 0.0)
-    )
-
-
 def at_rate(trace: Trace, rate_per_s: float, seed: int) -> Trace:
     """The same transactions in the same order as a Poisson process of this rate."""
     require_count("seed", seed, 0)
     rng = np.random.default_rng(seed)
-    return with_arrivals(trace, poisson_arrivals(rate_per_s, len(trace), rng))
+    return replace(trace, arrival_s=poisson_arrivals(rate_per_s, len(trace), rng))

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from thesis_lib.common.errors import choice, require, vector
+from thesis_lib.common.errors import choice
 from thesis_lib.sequencer.core.trace import F64, I64, KeySets, Trace
 from thesis_lib.sequencer.workload import transactions as txn
 
@@ -124,17 +124,9 @@ def dynamic_features(
     directly (the first layer of its conflict graph), the longest chain of such waits
     above it, and the commits and their declared `records` (n, 3) within the last
     100 µs, 1 ms and 10 ms. Of `finish_s` (n,) only commits up to that instant are
-    read, so the features of a transaction never depend on its future. Raises
-    InvalidInput for a log that was not sequenced in order.
+    read, so the features of a transaction never depend on its future.
     """
     n = len(keys)
-    sequenced_s = vector("sequenced_s", sequenced_s, np.float64, n)
-    finish_s = vector("finish_s", finish_s, np.float64, n)
-    require(
-        bool((np.diff(sequenced_s) >= 0).all())
-        and bool((finish_s > sequenced_s).all()),
-        "sequenced_s must rise along the log and precede finish_s",
-    )
     by_finish = np.argsort(finish_s, kind="stable")
     committed = 0  # prefix of by_finish
     graph = _ConflictGraph(keys)

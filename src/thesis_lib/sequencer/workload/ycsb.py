@@ -5,8 +5,10 @@ from decimal import Context, Decimal
 
 import numpy as np
 
-from thesis_lib.common.errors import choice, require, require_count
+from thesis_lib.common.errors import choice, require
 from thesis_lib.sequencer.workload import transactions as txn
+
+OPERATIONS = 10  # of a transaction
 
 
 class Zipf:
@@ -34,18 +36,17 @@ class Zipf:
 
 def ycsb(
     n: int, scale: txn.YcsbScale, seed: int, mix: str = "A", theta: float = 0.99,
-    operations: int = 10, hot: float = 0.0,
+    hot: float = 0.0,
 ) -> txn.Log:  # fmt: skip
     """n transactions of a core workload of YCSB (Cooper et al., SoCC 2010).
 
-    Each draws a partition and there `operations` independent operations in the
+    Each draws a partition and there OPERATIONS independent operations in the
     shares of `mix`: A half reads, half updates; B 95:5; C reads alone; F half reads,
     half read-modify-writes. Records are Zipf within the partition, not scrambled: the
     record of the lowest number is the most popular of each partition. A share `hot`
     of transactions also increments the one counter.
     """
     require(n >= 1, f"n={n} transactions: expected at least 1")
-    require_count("operations", operations)
     require(0 <= hot <= 1, f"hot={hot}: expected a share from 0 to 1")
     thresholds = np.cumsum(txn.YCSB_MIXES[choice("mix", mix, txn.YCSB_MIXES)])[
         :-1
@@ -63,7 +64,7 @@ def ycsb(
     transactions = [
         txn.Ycsb(
             partition=draw.between(0, scale.files - 1),
-            operations=tuple(operation() for _ in range(operations)),
+            operations=tuple(operation() for _ in range(OPERATIONS)),
             counter=scale.files if draw.unit() < hot else None,
         )
         for _ in range(n)

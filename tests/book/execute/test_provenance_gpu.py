@@ -2,7 +2,7 @@
 
 import pytest
 
-from thesis_lib.common import provenance
+from thesis_book.execute import provenance
 
 torch = pytest.importorskip("torch")
 pytestmark = [
