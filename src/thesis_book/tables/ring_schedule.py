@@ -7,7 +7,6 @@ ring is drawn from, and where the time of a step in `plan.py` comes from.
 
 from dataclasses import dataclass
 
-from thesis_lib.common.errors import require
 from thesis_lib.memory.offload.plan import MemoryPlan
 
 RESIDENT = -1  # the buffer of a layer that never moves
@@ -32,9 +31,8 @@ def ring_schedule(plan: MemoryPlan, steps: int = 2, tokens: int = 1) -> list[Vis
     Buffers are empty at the start and refilled as soon as they are free, with the
     layer one ring ahead; after the last layer of a pass comes the first one of the
     next. Every streamed layer takes the same share of the plan's transfer, every layer
-    that of its arithmetic. Raises InvalidInput for less than one step.
+    that of its arithmetic.
     """
-    require(steps > 0, f"steps={steps}: ask for at least one pass")
     layers = plan.spec.layers
     compute_s = plan.compute_s(tokens) / layers
     read_s = plan.transfer_s() / max(1, plan.streamed_layers)
@@ -61,11 +59,7 @@ def ring_schedule(plan: MemoryPlan, steps: int = 2, tokens: int = 1) -> list[Vis
 
 
 def period_s(visits: list[Visit]) -> float:
-    """Seconds from the end of the last pass but one to the end of the last.
-
-    Raises InvalidInput for a single pass, which has no steady state to speak of.
-    """
+    """Seconds from the end of the last pass but one to the end of the last."""
     last = visits[-1].step
-    require(last > 0, f"{last + 1} pass has no period: schedule two or more")
     before = max(visit.ends_s for visit in visits if visit.step == last - 1)
     return visits[-1].ends_s - before

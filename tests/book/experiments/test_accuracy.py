@@ -30,8 +30,6 @@ def test_q_error_is_symmetric_and_at_least_one():
     assert (accuracy.q_error(a, b) >= 1).all()
     np.testing.assert_array_equal(accuracy.q_error(a, a), 1)
     np.testing.assert_allclose(accuracy.q_error(np.array([2.0]), np.array([0.5])), 4)
-    with pytest.raises(InvalidInput, match="positive times"):
-        accuracy.q_error(np.array([0.0]), np.array([1.0]))
 
 
 @pytest.mark.parametrize("share", [0.5, 0.05])
@@ -47,8 +45,6 @@ def test_nobody_estimates_better_than_the_scatter_that_nobody_sees(share):
     np.testing.assert_allclose(reached[0.0], least, rtol=0.01)
     assert all(q > 1.005 * reached[0.0] for off, q in reached.items() if off)
     assert accuracy.least_q_error(0.0, share) == 1
-    with pytest.raises(InvalidInput, match="share=1 must lie in"):
-        accuracy.least_q_error(0.4, 1)
 
 
 def test_log_r2_of_the_truth_and_of_its_mean():
@@ -65,8 +61,6 @@ def test_replay_ceiling_is_the_shared_part_of_the_variance(shared, own):
     log_s = rng.normal(0, shared, (n, 1)) + rng.normal(0, own, (n, replays))
     expected = shared**2 / (shared**2 + own**2)
     assert abs(accuracy.intraclass_correlation(np.exp(log_s)) - expected) < 0.02
-    with pytest.raises(InvalidInput, match="at least 2"):
-        accuracy.intraclass_correlation(np.ones((5, 1)))
 
 
 # --- By type -------------------------------------------------------------------
@@ -104,8 +98,6 @@ def test_ceilings_of_types_are_those_of_their_rows():
     assert found["new order"] == accuracy.intraclass_correlation(
         times_s[trace.kind == 1]
     )
-    with pytest.raises(InvalidInput, match="holds 0 replays of cpu_s"):
-        accuracy.noise_ceilings(replace(trace, measured=replays), "cpu_s")
 
 
 def test_totals_are_sums_over_sums():
@@ -129,10 +121,6 @@ def test_what_is_missing_is_counted_by_type():
     assert gone["new order"] == 100
     np.testing.assert_allclose(gone["all"], 100 * np.mean(trace.kind == 1))
     assert (accuracy.missing(trace, trace) == 0).all()
-    with pytest.raises(InvalidInput, match="swap the arguments"):
-        accuracy.missing(payments, trace)
-    with pytest.raises(InvalidInput, match="has types"):
-        accuracy.missing(trace, replace(trace, kinds=("payment", "refund")))
 
 
 def units_trace():
@@ -164,13 +152,6 @@ def test_units_are_judged_where_they_take_time():
     )
 
 
-def test_units_without_a_prediction_are_refused():
-    trace = units_trace()
-    columns = dict(zip(trace.unit_names, trace.units_s.T, strict=True))
-    with pytest.raises(InvalidInput, match="expected read, write, rest"):
-        accuracy.by_unit(trace, columns)
-
-
 # --- End to end ------------------------------------------------------------------
 
 
@@ -184,8 +165,6 @@ def test_auroc_counts_the_pairs_in_the_right_order():
     np.testing.assert_allclose(accuracy.auroc(~late, score), 1 - expected, rtol=1e-12)
     assert accuracy.auroc(late, np.exp(score)) == accuracy.auroc(late, score)
     assert accuracy.auroc(late, late.astype(float)) == 1
-    with pytest.raises(InvalidInput, match="0 are late and 200 are not"):
-        accuracy.auroc(np.zeros(200, bool), score)
 
 
 def test_a_single_queue_is_forecast_exactly_from_exact_estimates():
@@ -340,16 +319,3 @@ def test_dependence_is_the_formula_of_the_scenario():
     np.testing.assert_array_equal(found_s.index, lines)
     geometric_s = (0.4e-3 + 0.12e-3 * lines) * np.exp(-0.08)
     np.testing.assert_allclose(found_s, geometric_s, rtol=0.06)
-
-
-def test_what_cannot_be_inspected_is_refused(trace):
-    fitted = Boosted().fit(trace)
-    with pytest.raises(InvalidInput, match=r"'order_line' is unknown.*did you mean"):
-        accuracy.dependence(fitted, trace, "payment", "order_line")
-    with pytest.raises(InvalidInput, match="type='pay' is unknown"):
-        accuracy.dependence(fitted, trace, "pay", "order_lines")
-    orders = trace.take(np.flatnonzero(trace.kind == 1))
-    with pytest.raises(InvalidInput, match="has no payment"):
-        accuracy.dependence(fitted, orders, "payment", "order_lines")
-    with pytest.raises(InvalidInput, match="repeats=0"):
-        accuracy.importance(fitted, trace, repeats=0)

@@ -7,7 +7,6 @@ from thesis_book.experiments.sequencer.goals import (
     summarise_windows,
     windows,
 )
-from thesis_lib.common.errors import InvalidInput
 from thesis_lib.sequencer.experiments.configuration import SimulationConfig
 from thesis_lib.sequencer.workload.scenarios import SCENARIOS, scenario
 
@@ -65,10 +64,3 @@ def test_windows_are_ordered_and_summed():
     assert total["windows"] == 4
     assert total["found"] == solved["found"].sum()
     assert total["solved"] == (solved["found"] == solved["proven"]).sum()
-
-
-def test_closed_loops_and_too_many_windows_are_refused():
-    with pytest.raises(InvalidInput, match="closed loop"):
-        distances(cell("A", 100, clients=5), [1.0], seeds=1, seed=1, sweeps=1)
-    with pytest.raises(InvalidInput, match="windows of 40"):
-        windows(cell("A", 70), 1.0, number=2, seed=1, effort=1.0)

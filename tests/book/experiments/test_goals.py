@@ -149,14 +149,6 @@ def test_config_rejects_constants_of_no_rule(small, constants, wrong):
         replace(small, constants=constants)
 
 
-def test_goals_are_set_for_some_loads():
-    for loads in ([1.0], iter([1.5, 2.0])):
-        with pytest.raises(InvalidInput, match="the goals are set for"):
-            goals.run_goals(transactions=500, seeds=2, seed=1, loads=loads)
-    runs = goals.run_goals(transactions=500, seeds=2, seed=1, loads=iter([1.5]))
-    assert set(runs["row"]) == set(goals.GOALS)
-
-
 def test_settings_are_drawn_once_and_in_range():
     drawn = goals.random_settings(50, 8)
     assert drawn == goals.random_settings(50, 8)
@@ -164,8 +156,6 @@ def test_settings_are_drawn_once_and_in_range():
     assert all(2 <= s.warehouses <= 40 and 2 <= s.cores <= 32 for s in drawn)
     assert all(4e-3 <= s.slo_s <= 30e-3 and 0.7 <= s.load <= 1.6 for s in drawn)
     assert all((s.lag_s > 0) == bool(at % 2) for at, s in enumerate(drawn))
-    with pytest.raises(InvalidInput, match="number=0"):
-        goals.random_settings(0, 8)
 
 
 def test_elsewhere_names_the_setting_and_is_above_the_bound():

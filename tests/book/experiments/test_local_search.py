@@ -4,7 +4,6 @@ from exhaustive import fewest_by_trying, tiny
 
 from thesis_book.experiments.optimum.cpsat import solve
 from thesis_book.experiments.optimum.local_search import search, would_be_on_time
-from thesis_lib.common.errors import InvalidInput
 from thesis_lib.sequencer.core.trace import KeySets, Trace
 from thesis_lib.sequencer.optimum.bounds import fewest_violations
 from thesis_lib.sequencer.policies.registry import POLICIES, policy
@@ -154,13 +153,3 @@ def test_what_idles_is_never_dropped_rightly():
     np.testing.assert_array_equal(
         would_be_on_time(trace, history, cores=1), [True, False]
     )
-
-
-def test_large_windows_and_wrong_options_are_refused():
-    trace = at_rate(scenario("A", 41, seed=1), 9_000.0, seed=2)
-    with pytest.raises(InvalidInput, match="expected 1 to 40"):
-        solve(trace, cores=8, slo_s=1.0)
-    with pytest.raises(InvalidInput, match="effort"):
-        solve(trace.take(np.arange(3)), cores=8, slo_s=1.0, effort=0.0)
-    with pytest.raises(InvalidInput, match="sweeps"):
-        search(trace, cores=8, slo_s=1.0, sweeps=-1)

@@ -11,8 +11,8 @@ from thesis_book.experiments.sequencer.partitions import (
     simulate_partitions,
 )
 from thesis_lib.common.errors import InvalidInput
-from thesis_lib.sequencer.core.trace import Decision, KeySets, Trace
-from thesis_lib.sequencer.policies.registry import Policy, policy
+from thesis_lib.sequencer.core.trace import KeySets, Trace
+from thesis_lib.sequencer.policies.registry import policy
 from thesis_lib.sequencer.simulator.simulator import replay, simulate
 from thesis_lib.sequencer.workload.arrivals import at_rate
 from thesis_lib.sequencer.workload.scenarios import SCENARIOS, scenario
@@ -377,71 +377,8 @@ def test_what_crosses_is_in_flight_but_not_while_it_waits_for_its_other_half(nam
     assert inside.max() == bound
 
 
-# --- Refusals ----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("changed", "says"),
-    [
-        ({"round_s": -1.0}, "round_s=-1"),
-        ({"epoch_s": np.inf}, "epoch_s=inf"),
-        ({"read_share": 1.5}, "read_share=1.5"),
-    ],
-)
-def test_an_exchange_that_cannot_be_is_refused(changed, says):
-    with pytest.raises(InvalidInput, match=says):
-        Exchange(**changed)
-
-
-@pytest.mark.parametrize(
-    ("changed", "says"),
-    [
-        ({"partitions": 0}, "partitions=0"),
-        ({"home": np.array([0, 2])}, "row 1 of home is 2"),
-        ({"other": np.array([0, -1])}, "row 0 of other is 0"),
-        ({"other": np.array([-1, -1])}, "a local transaction locks nothing elsewhere"),
-        ({"other_keys": KeySets.from_lists([[]], [[]])}, "1 other key sets for 2"),
-    ],
-)
-def test_partitions_that_cannot_be_are_refused(changed, says):
-    keys = KeySets.from_lists([[], []], [[0], [0]])
-    columns = {
-        "trace": Trace.of_jobs(np.zeros(2), np.ones(2), keys),
-        "partitions": 2,
-        "home": np.zeros(2, np.int64),
-        "other": np.array([1, -1]),
-        "other_keys": KeySets.from_lists([[], []], [[3], []]),
-    }
-    Partitioned(**columns)
-    with pytest.raises(InvalidInput, match=says):
-        Partitioned(**columns | changed)
-
-
-def test_crossing_needs_another_partition_of_the_same_kind():
+def test_what_crosses_needs_a_model_of_its_kind():
     parts = traces(2, n=20)
-    with pytest.raises(InvalidInput, match="no other to cross to"):
-        merge(parts[:1], 0.1, 0)
-    with pytest.raises(InvalidInput, match=r"crossing=1\.5"):
-        merge(parts, 1.5, 0)
-    with pytest.raises(InvalidInput, match="no traces"):
-        merge([], 0.0, 0)
-    keys = KeySets.from_lists([[]], [[0]])
-    with pytest.raises(InvalidInput, match="differ in kinds"):
-        merge([parts[0], Trace.of_jobs(np.zeros(1), np.ones(1), keys)], 0.1, 0)
     payments = parts[1].take(np.flatnonzero(parts[1].kind == 0))
     with pytest.raises(InvalidInput, match="has no 'new_order'"):
         merge([parts[0], payments], 1.0, 0)
-
-
-def test_policies_that_wait_for_batches_or_hold_for_ever_are_refused():
-    work = merge(traces(1, n=20), 0.0, 0)
-    with pytest.raises(InvalidInput, match="'hybrid' waits for batches"):
-        run(work, "hybrid")
-    python = Policy("odd", lambda b, f, t: Decision(b.ids, b.ids[:0]), batched=False)
-    with pytest.raises(InvalidInput, match="runs in Python only"):
-        simulate_partitions(work, python, work.trace.service_s, cores=1, slo_s=1.0)
-    fifo = policy("fifo", slo_s=1.0, cores=1)
-    for changed in ({"cores": 0}, {"slo_s": np.inf}):
-        options = {"cores": 1, "slo_s": 1.0} | changed
-        with pytest.raises(InvalidInput, match=next(iter(changed))):
-            simulate_partitions(work, fifo, work.trace.service_s, **options)

@@ -29,8 +29,6 @@ def test_unchanged_estimates_give_what_replicate_gives():
         )
         np.testing.assert_array_equal(unchanged, right)
         assert (worse > right).all()
-    with pytest.raises(InvalidInput, match="misestimation"):
-        robustness.under_misestimation(cell, [], [1.1], ["nonsense"], **given)
 
 
 def cells_of(transactions):
@@ -73,12 +71,6 @@ def test_of_a_thousand_misestimations_of_a_fresh_seed_next_to_none_is_beyond():
     assert (beyond["above"] < 0.01).all(), beyond
 
 
-def test_runs_that_leave_nothing_to_count_are_refused():
-    cells = {"A": SimulationConfig.of_scenario("A", transactions=500)}
-    with pytest.raises(InvalidInput, match="500 transactions"):
-        robustness.under_random_misestimation(cells, "bid-price", cases=1, seed=1)
-
-
 def test_beyond_fifo_is_the_paired_difference_in_points():
     shares = {"fifo": [0.2, 0.4, 0.3], "late": [0.201, 0.401, 0.301],
               "worse": [0.2, 0.41, 0.3]}  # fmt: skip
@@ -113,8 +105,6 @@ def test_a_crowd_is_as_large_as_it_says():
     assert arrival_s[-1] == pytest.approx(crowd.end_s + 0.4, rel=0.05)
     inside = (arrival_s >= 0.3) & (arrival_s < 0.5)
     assert inside.sum() == pytest.approx(1.6 * 0.2 * 7_000, rel=0.1)
-    with pytest.raises(InvalidInput, match="times=1"):
-        FlashCrowd(times=1.0, begin_s=0.3, last_s=0.2)
 
 
 def test_a_crowd_troubles_its_own_time_and_windows_count_from_its_end():
@@ -172,8 +162,6 @@ def test_a_verdict_names_the_worst():
         "settings": 3, "within": 2, "misestimation": "b", "load": 1.1, "points": 0.3,
         "low": 0.1, "high": 0.5, "n": 20, "interval": "Student",
     }  # fmt: skip
-    with pytest.raises(InvalidInput, match="sjf"):
-        robustness.verdict(table, "sjf")
 
 
 def test_each_workload_has_its_skew_and_its_objectives():

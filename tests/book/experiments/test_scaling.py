@@ -120,8 +120,6 @@ def test_a_sequencer_saturates_between_the_rates_around_it():
     assert scaling.decision_us(busy, 2_000.0) == pytest.approx(20.0)
     assert scaling.saturated_at(busy) == pytest.approx(10_000.0)
     assert scaling.saturated_at(busy[busy["busy"] < 1]) == np.inf
-    with pytest.raises(InvalidInput, match="measure smaller ones"):
-        scaling.saturated_at(busy[busy["busy"] > 1])
     for outside in (999.0, 40_001.0):
         with pytest.raises(InvalidInput, match="lies outside what was measured"):
             scaling.decision_us(busy, outside)
@@ -153,10 +151,6 @@ def test_behind_a_busy_sequencer_everything_is_late():
     # A machine is priced by its cores at any load, also one below those measured.
     idle = scaling.behind_one_sequencer(cells, "bid-price", 0.01, busy, seeds=2, seed=5)
     assert (idle == 0).all(axis=None)
-    with pytest.raises(InvalidInput, match="times=0"):
-        scaling.grown("A", 0, transactions=1, saturation_per_s=1.0)
-    with pytest.raises(InvalidInput, match="scenario='Z'"):
-        scaling.grown("Z", 1, transactions=1, saturation_per_s=1.0)
 
 
 def test_one_machine_stands_beside_as_many_cores_in_partitions():
@@ -183,13 +177,3 @@ def test_one_machine_stands_beside_as_many_cores_in_partitions():
     np.testing.assert_allclose(table.loc[32, 0], [1.0, 1.0, 2.0, 5.0])
     np.testing.assert_allclose(table.loc[32, 1], [3.0, 80.0, np.nan, 7.0])
     np.testing.assert_allclose(table.loc[8, 0], [2.0, 70.0, 1.0, 1.0])
-
-
-def test_sequencers_are_rounded_up():
-    made = cell(10)
-    rate_per_s = 1.1 * made.saturation_per_s
-    assert scaling.sequencers_needed(3 * rate_per_s, made, 1.1) == 3
-    assert scaling.sequencers_needed(3.01 * rate_per_s, made, 1.1) == 4
-    for rate, load in ((0.0, 1.0), (1.0, 0.0)):
-        with pytest.raises(InvalidInput, match="must be positive"):
-            scaling.sequencers_needed(rate, made, load)

@@ -10,8 +10,7 @@ from bs4 import BeautifulSoup
 from costs import MIX, RESIDENT, STREAMED, VALUES
 
 from thesis_book.tables import calculator
-from thesis_book.tables.calculator import SLIDERS, Slider, results, shown
-from thesis_lib.common.errors import InvalidInput
+from thesis_book.tables.calculator import SLIDERS, results, shown
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +79,3 @@ def test_break_even_is_where_owning_costs_the_rent():
 )  # fmt: skip
 def test_numbers_have_three_digits(value, text):
     assert shown(value) == text
-
-
-def test_half_a_comparison_is_refused():
-    with pytest.raises(InvalidInput, match="some of each"):
-        calculator.calculator(STREAMED, [], MIX, VALUES)
-    with pytest.raises(InvalidInput, match="slider price"):
-        Slider("price", "Price", "USD", 2.0, 1.0)

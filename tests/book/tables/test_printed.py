@@ -63,6 +63,13 @@ def test_labels_are_printed_names_and_given_ones_come_first():
     assert printed.columns.tolist() == ["late share"]
 
 
+def test_ends_of_an_interval_and_formats_have_one_printed_name():
+    frame = pd.DataFrame({"x_low": [1.0], "high": [2.0]}, index=["nf4"])
+    printed = table(frame, names={"high": "most"}).frame
+    assert printed.columns.tolist() == ["from", "most"]
+    assert printed.index.tolist() == ["NF4"]
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_every_row_has_a_cell_for_every_column(seed):
     """Spans of headings add up, whatever labels repeat: the grid has no hole."""

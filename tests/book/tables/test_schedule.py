@@ -6,7 +6,6 @@ import pytest
 from rings import TINY, planned
 
 from thesis_book.tables import ring_schedule
-from thesis_lib.common.errors import InvalidInput
 
 # of one layer, bytes a second: read, computed; the slower one decides
 RATES = [(1e6, 1e9), (1e9, 1e6), (3e6, 4e6)]
@@ -48,11 +47,3 @@ def test_the_next_token_arrives_before_this_one_is_done():
     visits = ring_schedule.ring_schedule(planned(3, 0, 1e6, 1e9), steps=2)
     last, first_of_next = visits[TINY.layers - 1], visits[TINY.layers]
     assert first_of_next.receives_s < last.ends_s
-
-
-def test_a_pass_alone_has_no_period_and_none_no_schedule():
-    plan = planned(2, 0, 1e6, 1e9)
-    with pytest.raises(InvalidInput, match="1 pass has no period"):
-        ring_schedule.period_s(ring_schedule.ring_schedule(plan, steps=1))
-    with pytest.raises(InvalidInput, match="steps=0"):
-        ring_schedule.ring_schedule(plan, steps=0)

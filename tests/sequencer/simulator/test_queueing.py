@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 import queueing
 
-from thesis_book.experiments.sequencer.scaling import crossing_capacity
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.sequencer.core.trace import KeySets, Trace
 from thesis_lib.sequencer.simulator.simulator import replay
@@ -121,24 +120,3 @@ def test_a_window_of_no_length_has_no_dispersion():
 def test_no_steady_state_is_refused(rate):
     with pytest.raises(InvalidInput, match="no steady state"):
         queueing.mm1_mean_wait(rate, 1.0)
-
-
-def test_the_capacity_of_cores_that_repeat_what_crosses():
-    assert crossing_capacity(4, 100.0, 0.0, 0.5) == 400.0
-    assert crossing_capacity(4, 100.0, 0.5, 0.5) == 320.0
-    assert crossing_capacity(1, 100.0, 1.0, 0.0) == 100.0
-    assert crossing_capacity(1, 100.0, 1.0, 1.0) == 50.0
-
-
-@pytest.mark.parametrize(
-    ("given", "says"),
-    [
-        ((0, 1.0, 0.0, 0.0), "partitions=0"),
-        ((1, 0.0, 0.0, 0.0), "rate_per_s=0"),
-        ((1, 1.0, 1.5, 0.0), r"crossing=1\.5"),
-        ((1, 1.0, 0.0, -0.5), r"repeated=-0\.5"),
-    ],
-)
-def test_a_capacity_that_cannot_be_is_refused(given, says):
-    with pytest.raises(InvalidInput, match=says):
-        crossing_capacity(*given)

@@ -6,7 +6,6 @@ import numpy as np
 from ortools.sat.python import cp_model
 
 from thesis_book.experiments.optimum.local_search import _problem, _start_early, search
-from thesis_lib.common.errors import require
 from thesis_lib.sequencer.core.trace import F64, History, KeySets, Trace
 from thesis_lib.sequencer.optimum.bounds import ticks
 from thesis_lib.sequencer.simulator.simulator import replay
@@ -40,15 +39,9 @@ def solve(
     of the true problem too; the schedule is replayed with the true times, and what
     rounding made late is dropped and counts. It begins with the schedule of `search`.
     `effort` is a limit in CP-SAT's deterministic seconds, of one thread, so that the
-    result is the same on every machine. Raises InvalidInput for more than 40
-    transactions.
+    result is the same on every machine. For LARGEST transactions at most.
     """
     n = len(trace)
-    require(
-        1 <= n <= LARGEST,
-        f"{n} transactions: expected 1 to {LARGEST}; use `search` for whole traces",
-    )
-    require(effort > 0, f"effort={effort:g} must be positive")
     first = search(trace, cores=cores, slo_s=slo_s, seed=seed)
     since_s = trace.arrival_s - trace.arrival_s[0]
     power = SPAN - int(np.frexp((since_s + slo_s).max())[1])

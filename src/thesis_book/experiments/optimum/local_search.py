@@ -17,7 +17,6 @@ from typing import NamedTuple
 import numpy as np
 
 from thesis_lib.common.compiled import njit
-from thesis_lib.common.errors import require, require_count
 from thesis_lib.sequencer.core.events import LOGGED, advance, idle_state
 from thesis_lib.sequencer.core.locks import NONE, forget, free_at, register
 from thesis_lib.sequencer.core.trace import F64, I64, Bool, History, Trace
@@ -376,13 +375,6 @@ def search(
     of these has fewer violations than what is returned. `slo_s` is one objective or one
     for each transaction, (n,). The same `seed` gives the same schedule.
     """
-    require_count("cores", cores)
-    require_count("sweeps", sweeps, 0)
-    require(len(trace) > 0, "the trace is empty: expected one transaction at least")
-    require(
-        bool((np.asarray(slo_s) > 0).all()),
-        f"slo_s={slo_s}: an objective must be positive",
-    )
     n = len(trace)
     jobs, locks = _problem(trace, slo_s)
     kept = kise_ibaraki_mine(

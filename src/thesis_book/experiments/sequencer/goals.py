@@ -15,7 +15,7 @@ import pandas as pd
 
 from thesis_book.experiments.optimum.cpsat import LARGEST, solve
 from thesis_book.experiments.optimum.local_search import search, would_be_on_time
-from thesis_lib.common.errors import require, require_count
+from thesis_lib.common.errors import require
 from thesis_lib.common.stats import mean_interval
 from thesis_lib.sequencer.core.events import Delays
 from thesis_lib.sequencer.core.trace import F64, History, Trace
@@ -64,20 +64,10 @@ GOALS = {
 }
 
 
-def _of_goals(loads: Iterable[float]) -> tuple[float, ...]:
-    loads = tuple(loads)
-    require(
-        set(loads) <= set(LOADS),
-        f"loads={loads}: the goals are set for {LOADS}: expected some of these",
-    )
-    return loads
-
-
 def run_goals(
-    *, transactions: int, seeds: int, seed: int, loads: Iterable[float] = LOADS
+    *, transactions: int, seeds: int, seed: int, loads: Sequence[float] = LOADS
 ) -> pd.DataFrame:
     """FIFO, bid-price and the bound at every goal, as from `replicate` with a `row`."""
-    loads = _of_goals(loads)
     cases = {row: goal.cell(transactions) for row, goal in GOALS.items()}
     return grid.run_grid(
         cases, "row", policies=["fifo", "bid-price"], loads=loads, seeds=seeds,
@@ -122,7 +112,7 @@ JUDGED_ESTIMATORS = ("noisy", "boosted", "constant", "oracle")
 
 
 def by_estimator(
-    *, transactions: int, seeds: int, seed: int, loads: Iterable[float] = LOADS
+    *, transactions: int, seeds: int, seed: int, loads: Sequence[float] = LOADS
 ) -> pd.DataFrame:
     """Low end of the reduction of bid-price, in percent, with other estimators.
 
@@ -130,7 +120,6 @@ def by_estimator(
     learned ones are fitted on transactions of another seed, of which they see what the
     scenarios have: type and lines. All on the same seeds.
     """
-    loads = _of_goals(loads)
     lows = {name: {} for name in ("noisy", "goal", *JUDGED_ESTIMATORS)}
     for row, goal in GOALS.items():
         config = goal.cell(transactions)
@@ -385,7 +374,6 @@ def random_settings(number: int, seed: int) -> list[DrawnSetting]:
     estimates with a scatter of 0.1 to 0.5, uniform. Times are rounded to the
     microsecond, shares to a hundredth.
     """
-    require_count("number", number)
     rng = np.random.default_rng(seed)
 
     def between(low: float, high: float) -> float:
@@ -484,14 +472,6 @@ BEGUN = ("bid-price", "late-edf")  # whose decisions the search begins with
 def _run(
     config: SimulationConfig, trace: Trace, policy: str, estimated_s: F64
 ) -> History:
-    require(
-        config.clients is None,
-        "a closed loop has no optimum: its arrivals depend on the policy",
-    )
-    require(
-        config.objectives_s is None,
-        "an optimum has one objective for all: leave `by_type` out",
-    )
     return config.history(trace, config.policy(policy), estimated_s, load=1.0)
 
 
@@ -552,11 +532,6 @@ def windows(
     """
     ((trace_seed, arrival_seed, estimate_seed),) = grid.paired_seeds(seed, 1)
     trace = config.arrange(config.make_trace(trace_seed), load, arrival_seed)
-    require(
-        1 <= number <= len(trace) // LARGEST,
-        f"number={number} windows of {LARGEST}: expected at least 1, and as many as "
-        f"the {len(trace)} transactions of a trace hold",
-    )
     estimated_s = NOISY(trace, estimate_seed)
     place = {"cores": config.cores, "slo_s": config.slo_s}
 

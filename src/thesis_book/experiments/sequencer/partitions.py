@@ -29,13 +29,7 @@ from numba.typed.typedlist import List
 from numpy.typing import NDArray
 
 from thesis_lib.common.compiled import njit
-from thesis_lib.common.errors import (
-    InvalidInput,
-    require,
-    require_all,
-    require_count,
-    vector,
-)
+from thesis_lib.common.errors import require
 from thesis_lib.sequencer.core.events import (
     COMMITTED,
     LOGGED,
@@ -61,25 +55,11 @@ HELD, SEEN, ASIDE, MERGING = range(4)
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """What a transaction that crosses needs beside its service.
-
-    Raises InvalidInput for negative or infinite times and for a share outside [0, 1].
-    """
+    """What a transaction that crosses needs beside its service."""
 
     round_s: float = 1e-4  # over the network, there and back
     epoch_s: float = 1e-3  # of the common order; 0 orders by time alone
     read_share: float = 0.5  # of the service that is reading, and divided
-
-    def __post_init__(self) -> None:
-        for name in ("round_s", "epoch_s"):
-            value = getattr(self, name)
-            require(
-                0 <= value < np.inf, f"{name}={value:g} must be finite and at least 0"
-            )
-        require(
-            0 <= self.read_share <= 1,
-            f"read_share={self.read_share:g} must lie in [0, 1]",
-        )
 
     @property
     def repeated(self) -> float:
@@ -95,9 +75,7 @@ class Partitioned:
     """n transactions of several partitions, in order of arrival.
 
     The keys of `trace` are those at home; partitions have no key in common, and each
-    counts its own from 0. Raises InvalidInput for a partition that does not exist, for
-    a transaction that crosses to its home, and for keys in a partition that it does not
-    touch.
+    counts its own from 0.
     """
 
     trace: Trace
@@ -105,36 +83,6 @@ class Partitioned:
     home: I64  # (n,) whose sequencer receives it
     other: I64  # (n,) the second partition of what crosses, or NONE
     other_keys: KeySets  # n sets, empty for what is local
-
-    def __post_init__(self) -> None:
-        n = len(self.trace)
-        require_count("partitions", self.partitions)
-        for name, least in (("home", 0), ("other", NONE)):
-            column = vector(name, getattr(self, name), np.int64, n, least)
-            object.__setattr__(self, name, column)
-            require_all(
-                column < self.partitions,
-                name,
-                column,
-                f"there are {self.partitions} partitions, from 0",
-            )
-        require_all(
-            self.other != self.home,
-            "other",
-            self.other,
-            "a transaction crosses to another partition than its home",
-        )
-        require(
-            len(self.other_keys) == n,
-            f"{len(self.other_keys)} other key sets for {n} transactions",
-        )
-        sizes = np.diff(self.other_keys.offsets)
-        require_all(
-            (sizes == 0) | (self.other != NONE),
-            "other_keys",
-            sizes,
-            "a local transaction locks nothing elsewhere: leave its set empty",
-        )
 
     def __len__(self) -> int:
         return len(self.trace)
@@ -151,23 +99,10 @@ def merge(traces: Sequence[Trace], crossing: float, seed: int) -> Partitioned:
     Each transaction crosses by a coin of its own, so that with equal seeds those that
     cross at a smaller share cross at a larger one too. The second partition is uniform
     among the others, and there a transaction locks what some transaction of its kind
-    locks that is local to it, drawn from that partition's trace. Raises InvalidInput
-    for traces of different kinds or features, and for crossing with one partition.
+    locks that is local to it, drawn from that partition's trace. The traces are of one
+    workload. Raises InvalidInput where a partition has no transaction of such a kind.
     """
-    require(len(traces) >= 1, "no traces: expected one for each partition")
-    require(0 <= crossing <= 1, f"crossing={crossing:g} must lie in [0, 1]")
     partitions, first = len(traces), traces[0]
-    require(
-        partitions > 1 or crossing == 0,
-        f"crossing={crossing:g} with one partition: there is no other to cross to; use "
-        "0, or more partitions",
-    )
-    for trace in traces:
-        require(
-            trace.kinds == first.kinds and trace.feature_names == first.feature_names,
-            "traces differ in kinds or features: expected the same workload in every "
-            "partition",
-        )
 
     def joined(name: str) -> NDArray:
         return np.concatenate([getattr(trace, name) for trace in traces])
@@ -571,18 +506,10 @@ def simulate_partitions(
     delay. Of what crosses, its own partition's work is what a sequencer forecasts, to
     end an epoch and a round before the deadline. What waits for the other partition
     does not count as in flight. With one partition this is `simulator.simulate` without
-    delays, bit for bit. Raises InvalidInput for bad parameters, for a policy that waits
-    for batches or has no compiled rule, and for one that holds transactions for ever.
+    delays, bit for bit. The policy does not wait for batches and has a compiled rule.
+    Raises InvalidInput for one that holds transactions for ever.
     """
     n = len(work)
-    estimated_s = vector("estimated_s", estimated_s, np.float64, n, 0.0)
-    require_count("cores", cores)
-    require(0 < slo_s < np.inf, f"slo_s={slo_s:g} must be positive and finite")
-    if policy.batched or policy.code is None:
-        raise InvalidInput(
-            f"policy {policy.name!r} waits for batches or runs in Python only: "
-            "expected one that decides at every arrival, such as fifo or bid-price"
-        )
     trace = work.trace
     deadline_s = trace.arrival_s + slo_s
     early_s = exchange.epoch_s + exchange.round_s

@@ -12,7 +12,7 @@ from functools import partial
 
 import numpy as np
 
-from thesis_lib.common.errors import require, vector
+from thesis_lib.common.errors import require
 from thesis_lib.sequencer.core.trace import F64, I64, Bool, KeySets, Trace
 from thesis_lib.sequencer.workload.arrivals import on_grid
 from thesis_lib.sequencer.workload.scenarios import mean_one_lognormal
@@ -25,16 +25,10 @@ DECADES = 1.5, 6.0  # of a factor of `anything`, either way: as likely few as ma
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """Transactions as they are, and the estimates that a policy sees of them.
-
-    Raises InvalidInput for estimates of another number of transactions, or negative.
-    """
+    """Transactions as they are, and the estimates that a policy sees of them."""
 
     trace: Trace
     estimated_s: F64  # (n,)
-
-    def __post_init__(self) -> None:
-        vector("estimated_s", self.estimated_s, np.float64, len(self.trace), 0.0)
 
 
 Misestimation = Callable[[Seen, np.random.Generator], Seen]
@@ -47,7 +41,6 @@ def unchanged(seen: Seen, rng: np.random.Generator) -> Seen:
 
 def scattered(seen: Seen, rng: np.random.Generator, sigma: float) -> Seen:
     """The truth times a mean-one lognormal of `sigma` in the place of the estimates."""
-    require(sigma >= 0, f"sigma={sigma:g} must not be negative")
     service_s = seen.trace.service_s
     factors = mean_one_lognormal(sigma, len(service_s), rng)
     return replace(seen, estimated_s=service_s * factors)
@@ -55,7 +48,6 @@ def scattered(seen: Seen, rng: np.random.Generator, sigma: float) -> Seen:
 
 def biased(seen: Seen, rng: np.random.Generator, factor: float) -> Seen:
     """Every estimate times `factor`."""
-    require(factor > 0, f"factor={factor:g} must be positive")
     return replace(seen, estimated_s=factor * seen.estimated_s)
 
 
@@ -65,7 +57,6 @@ def swapped(seen: Seen, rng: np.random.Generator, share: float) -> Seen:
     The estimates stay the same as a whole. Raises InvalidInput where the types do not
     offer so many pairs.
     """
-    require(0 <= share <= 1, f"share={share:g} must lie in [0, 1]")
     kind = seen.trace.kind
     n = len(kind)
     mixed = rng.permutation(n)
@@ -87,7 +78,6 @@ def swapped(seen: Seen, rng: np.random.Generator, share: float) -> Seen:
 
 def slowed(trace: Trace, factor: F64) -> Trace:
     """The same transactions, each `factor` (n,) times as long, units included."""
-    factor = vector("factor", factor, np.float64, len(trace), 0.0)
     return replace(
         trace,
         service_s=trace.service_s * factor,
@@ -97,8 +87,6 @@ def slowed(trace: Trace, factor: F64) -> Trace:
 
 def slowness(at_s: F64, depth: float, period_s: float) -> F64:
     """How much longer everything takes at `at_s` (n,): a slow wave of mean one."""
-    require(0 <= depth < 1, f"depth={depth:g} must lie in [0, 1)")
-    require(period_s > 0, f"period_s={period_s:g} must be positive")
     return 1 + depth * on_grid(np.sin(2 * np.pi / period_s * at_s))
 
 
@@ -111,7 +99,6 @@ def stale(
     At every arrival they are right, but for their own error, about the machine of
     `lag_s` before.
     """
-    require(lag_s >= 0, f"lag_s={lag_s:g} must not be negative")
     at_s = seen.trace.arrival_s
     return Seen(
         trace=slowed(seen.trace, slowness(at_s, depth, period_s)),
@@ -121,7 +108,6 @@ def stale(
 
 def drifting(seen: Seen, rng: np.random.Generator, to: float) -> Seen:
     """The truth takes gradually longer, at the end `to` times; estimates do not."""
-    require(to > 0, f"to={to:g} must be positive")
     at_s = seen.trace.arrival_s
     factor = 1 + (to - 1) * (at_s - at_s[0]) / (at_s[-1] - at_s[0])
     return replace(seen, trace=slowed(seen.trace, factor))
@@ -129,7 +115,6 @@ def drifting(seen: Seen, rng: np.random.Generator, to: float) -> Seen:
 
 def hottest(keys: KeySets) -> int:
     """The key that most transactions lock exclusively, the lowest among equals."""
-    require(bool(keys.exclusive.any()), "no transaction locks a key exclusively")
     return int(np.bincount(keys.keys[keys.exclusive]).argmax())
 
 
@@ -147,7 +132,6 @@ def crowded(seen: Seen, rng: np.random.Generator, share: float) -> Seen:
     the key set of a random one of its own type that locks the hottest key. What is
     estimated, its service alone, stays right.
     """
-    require(0 <= share <= 1, f"share={share:g} must lie in [0, 1]")
     trace = seen.trace
     n = len(trace)
     moves = (np.arange(n) >= round(n / 2)) & (rng.random(n) < share)

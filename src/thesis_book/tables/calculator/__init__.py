@@ -14,7 +14,6 @@ from pathlib import Path
 from jinja2 import Template
 
 from thesis_book.experiments.memory.costs import evaluate
-from thesis_lib.common.errors import require
 from thesis_lib.common.units import significant
 from thesis_lib.memory.cost.cost import HOURS_PER_MONTH, Bill, Mix, break_even_tokens
 from thesis_lib.memory.cost.cost import most_tokens as month_of_tokens
@@ -41,13 +40,6 @@ class Slider:
     low: float
     high: float
     factor: float = 1.0  # from the value to what is shown
-
-    def __post_init__(self) -> None:
-        require(
-            0 < self.low < self.high,
-            f"slider {self.name} from {self.low:g} to {self.high:g}: expected positive "
-            "ends in that order",
-        )
 
     def position(self, value: float) -> int:
         """Where the slider stands for a value: 0 to STEPS."""
@@ -104,11 +96,6 @@ def calculator(
     are rented configurations with the price of an hour of each machine, to compare
     with. `values` are all inputs of `evaluate`.
     """
-    require(
-        len(streamed) > 0 and len(resident) > 0,
-        "a calculator compares streamed with resident configurations: expected some "
-        "of each",
-    )
     # the price of an hour is a slider's for those that stream
     rows = [*((each, None) for each in streamed), *resident]
     known = {  # by the script
