@@ -12,8 +12,9 @@ from thesis_book.experiments.sequencer.partitions import (
 )
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.sequencer.core.trace import Decision, KeySets, Trace
+from thesis_lib.sequencer.policies.parameters import When
 from thesis_lib.sequencer.policies.registry import Policy, policy
-from thesis_lib.sequencer.simulator.simulator import replay, simulate
+from thesis_lib.sequencer.simulator.simulator import SystemConfig, replay, simulate
 from thesis_lib.sequencer.workload.arrivals import at_rate
 from thesis_lib.sequencer.workload.scenarios import SCENARIOS, scenario
 
@@ -63,7 +64,9 @@ def test_one_partition_is_a_replay_of_its_arrivals():
 def test_one_partition_is_the_simulator_bit_for_bit(name):
     (trace,) = traces(1, per_s=9_000.0)
     given = policy(name, slo_s=SPEC.slo_s, cores=SPEC.cores)
-    alone = simulate(trace, given, trace.service_s, cores=SPEC.cores, slo_s=SPEC.slo_s)
+    alone = simulate(
+        trace, given, trace.service_s, SystemConfig(cores=SPEC.cores, slo_s=SPEC.slo_s)
+    )
     assert_equal(run(merge([trace], 0.0, 0), name).history, alone)
 
 
@@ -437,7 +440,9 @@ def test_policies_that_wait_for_batches_or_hold_for_ever_are_refused():
     work = merge(traces(1, n=20), 0.0, 0)
     with pytest.raises(InvalidInput, match="'hybrid' waits for batches"):
         run(work, "hybrid")
-    python = Policy("odd", lambda b, f, t: Decision(b.ids, b.ids[:0]), batched=False)
+    python = Policy(
+        "odd", lambda b, f, t: Decision(b.ids, b.ids[:0]), when=When.ARRIVAL
+    )
     with pytest.raises(InvalidInput, match="runs in Python only"):
         simulate_partitions(work, python, work.trace.service_s, cores=1, slo_s=1.0)
     fifo = policy("fifo", slo_s=1.0, cores=1)
