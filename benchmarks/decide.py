@@ -52,10 +52,11 @@ from thesis_lib.sequencer.experiments.configuration import (
     SimulationConfig,
     noisy_estimate,
 )
+from thesis_lib.sequencer.policies.decisions import decide_by, decide_into, decider
 from thesis_lib.sequencer.policies.lookahead import Feedback, OpenLoop
 from thesis_lib.sequencer.policies.registry import Policy, decide
-from thesis_lib.sequencer.policies.rules import Code, decide_by, decide_into, decider
-from thesis_lib.sequencer.simulator.simulator import begin
+from thesis_lib.sequencer.policies.rules import Code
+from thesis_lib.sequencer.simulator.simulator import SystemConfig, begin
 from thesis_serve import LiveSequencer
 
 SCENARIOS, LOADS = ("A", "C"), (0.9, 1.1, 1.5)
@@ -101,8 +102,11 @@ class Case:
         """What the simulator sets up before its loop, for an open loop without lag."""
         cell = self.cell
         run = begin(
-            self.trace, self.policy, self.estimated_s, cores=cell.cores,
-            slo_s=cell.slo_s, batch_size=cell.batch_size, flush_s=cell.flush_s,
+            self.trace, self.policy, self.estimated_s,
+            SystemConfig(
+                cores=cell.cores, slo_s=cell.slo_s, batch_size=cell.batch_size,
+                flush_s=cell.flush_s,
+            ),
         )  # fmt: skip
         return run.state, run.before, run.setting, run.lookahead
 

@@ -13,7 +13,7 @@ delay (`score`). Bid-price has one configuration, with the fewest over all setti
 from itertools import product
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated, Any
+from typing import Annotated
 
 from record import ELSEWHERE, Record, benchmark, show, tell
 
@@ -24,8 +24,7 @@ from thesis_lib.sequencer.experiments.configuration import (
     named_estimate,
 )
 from thesis_lib.sequencer.experiments.grid import DESIGN_SEED, replicate
-from thesis_lib.sequencer.policies.admission import BidPriceParameters
-from thesis_lib.sequencer.policies.registry import rule_options
+from thesis_lib.sequencer.policies.registry import rule_parameters
 
 SETTINGS = {"A": 0.0, "A, lag": 0.5e-3, "B": 0.0, "C": 0.0}  # dispatch delay, seconds
 LOADS = (0.9, 1.1, 1.5)
@@ -71,13 +70,6 @@ def variants(policy: str) -> list[dict[str, float]]:
     ]
 
 
-def options(policy: str, constants: dict[str, float]) -> dict[str, Any]:
-    """Return the options that make `policy` with these constants."""
-    if policy == "bid-price":
-        return {"terms": BidPriceParameters()._replace(**constants)}
-    return rule_options(policy, constants)
-
-
 @benchmark
 def main(
     out: Path,
@@ -115,7 +107,8 @@ def main(
         if not made:
             continue
         labelled = {
-            f"{at}": (policy, options(policy, each)) for at, each in enumerate(made)
+            f"{at}": (policy, rule_parameters(policy, each))
+            for at, each in enumerate(made)
         }
         found: dict[str, list[float]] = {label: [] for label in labelled}
         for (setting, _), estimate in estimates.items():

@@ -24,8 +24,9 @@ from thesis_lib.sequencer.engine.overheads import as_delays, overheads
 from thesis_lib.sequencer.estimators.models import LatencyEstimator
 from thesis_lib.sequencer.experiments import live
 from thesis_lib.sequencer.experiments.metrics import summarise
+from thesis_lib.sequencer.policies.parameters import When
 from thesis_lib.sequencer.policies.registry import policy
-from thesis_lib.sequencer.simulator.simulator import simulate
+from thesis_lib.sequencer.simulator.simulator import SystemConfig, simulate
 from thesis_lib.sequencer.workload.arrivals import poisson_arrivals
 
 POLICIES = ("fifo", "drop", "hybrid", "drop-corrected", "hybrid-corrected", "bid-price")
@@ -76,7 +77,7 @@ def measure_round(
         rule = policy(
             name, slo_s=ready.slo_s, cores=ready.workers, lag_s=ready.delays.lag_s
         )
-        late = rule.late
+        late = rule.when is When.ARRIVAL_AND_COMMIT
         own = as_delays(ready.quiet, added[name], late)
         cases = {
             "simulated": (own_times(lived, fifo), own),
@@ -97,9 +98,11 @@ def measure_round(
         }
         for case, (trace, delays) in cases.items():
             history = simulate(
-                trace, rule, estimated_s[live.WARM_UP:], cores=ready.workers,
-                slo_s=ready.slo_s, batch_size=BATCH_SIZE, flush_s=FLUSH_S,
-                delays=delays, believed=ready.delays,
+                trace, rule, estimated_s[live.WARM_UP:],
+                SystemConfig(
+                    cores=ready.workers, slo_s=ready.slo_s, batch_size=BATCH_SIZE,
+                    flush_s=FLUSH_S, delays=delays, believed=ready.delays,
+                ),
             )  # fmt: skip
             found = summarise(trace, history)
             row |= {

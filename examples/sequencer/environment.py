@@ -15,8 +15,9 @@ import numpy as np
 
 from thesis_lib.common.errors import InvalidInput, require, require_count, vector
 from thesis_lib.sequencer.core.trace import F64, Batch, Decision, Forecast, Trace
-from thesis_lib.sequencer.policies.registry import Rule, policy
-from thesis_lib.sequencer.simulator.simulator import Run, begin
+from thesis_lib.sequencer.policies.parameters import LateBound
+from thesis_lib.sequencer.policies.registry import OwnRule, policy
+from thesis_lib.sequencer.simulator.simulator import Run, SystemConfig, begin
 
 try:
     import gymnasium
@@ -66,7 +67,7 @@ def _checked(scores: Any, window: int) -> F64:
     return vector("scores", scores, np.float64, window)
 
 
-def scored(scores: Scores, window: int = WINDOW) -> Rule:
+def scored(scores: Scores, window: int = WINDOW) -> OwnRule:
     """The policy that decides by what `scores` says of what it observes."""
     require_count("window", window)
 
@@ -83,8 +84,8 @@ class SequencerEnv(gymnasium.Env):
     `episode(seed)` draws transactions with their arrivals, and estimates (n,) in
     seconds. They meet `cores` behind an objective `slo_s`; at most `flight` for each
     core are past the sequencer at once, as with any policy of one's own, and `options`
-    are those of `simulate`. An observation is `observe`, (window, 5); an action is a
-    score for each place in it, (window,) in [-1, 1], and means what `decide_by` says.
+    are other fields of `SystemConfig`. An observation is `observe`, (window, 5); an
+    action is a score for each place in it, (window,) in [-1, 1], as for `decide_by`.
     The reward is minus the violations since the decision before, so an episode returns
     minus all of its violations, and ends with its `History` in `info`. Raises
     InvalidInput for bad parameters, for an action of another shape or that is not
@@ -109,15 +110,15 @@ class SequencerEnv(gymnasium.Env):
 
     def __init__(
         self, episode: Episode, *, cores: int, slo_s: float, window: int = WINDOW,
-        flight: float | None = None, **options: Any,
+        flight: float = LateBound().flight, **options: Any,
     ) -> None:  # fmt: skip
         require_count("window", window)
         self.episode, self.window = episode, window
-        self.setting = {"cores": cores, "slo_s": slo_s} | options
+        self.system = SystemConfig(cores=cores, slo_s=slo_s, **options)
         # Its rule is never asked: whoever steps decides.
         self.policy = policy(
             scored(lambda seen: seen[:, 0], window),
-            slo_s=slo_s, cores=cores, flight=flight,
+            slo_s=slo_s, cores=cores, params=LateBound(flight),
         )  # fmt: skip
         self.observation_space = Box(
             -np.inf, np.inf, (window, len(SEEN)), dtype=np.float64
@@ -136,7 +137,7 @@ class SequencerEnv(gymnasium.Env):
         drawn = int(self.np_random.integers(2**31))
         self._trace, estimated_s = self.episode(drawn)
         require(len(self._trace) > 0, f"episode({drawn}) has no transactions")
-        self._run = begin(self._trace, self.policy, estimated_s, **self.setting)
+        self._run = begin(self._trace, self.policy, estimated_s, self.system)
         self._violations = 0
         return self._next(), {}
 

@@ -24,7 +24,7 @@ env, mean = SequencerEnv(episode, cores=config.cores, slo_s=config.slo_s), np.ze
 for seed in range(8):  # the cross-entropy method: each generation meets the same run
     tried = np.random.default_rng(seed).normal(mean, 0.8**seed, (16, 5))
     mean = tried[np.argsort([violations(w, seed) for w in tried])[:4]].mean(axis=0)
-policies = {"learned": (scored(lambda seen: (seen * mean).sum(axis=1)), {})}
-policies |= {name: (name, {}) for name in ("fifo", "late-edf")}
+policies = {"learned": (scored(lambda seen: (seen * mean).sum(axis=1)), None)}
+policies |= {name: (name, None) for name in ("fifo", "late-edf")}
 runs = replicate(config, policies, [1.5], seeds=8, seed=2)
 print(runs.groupby("policy")["violations"].mean().round(3).to_string())

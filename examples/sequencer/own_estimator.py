@@ -2,7 +2,14 @@
 
 import numpy as np
 
-from thesis_lib.sequencer import policy, predict_all, scenario, simulate, summarise
+from thesis_lib.sequencer import (
+    SystemConfig,
+    policy,
+    predict_all,
+    scenario,
+    simulate,
+    summarise,
+)
 
 
 class MedianByLines:
@@ -24,7 +31,7 @@ bid_price, guess_s = (
     policy("bid-price", slo_s=0.0125, cores=8),
     predict_all(estimator, trace),
 )
-history = simulate(trace, bid_price, guess_s, cores=8, slo_s=0.0125)
+history = simulate(trace, bid_price, guess_s, SystemConfig(cores=8, slo_s=0.0125))
 off = np.median(np.abs(np.log(guess_s / trace.service_s)))
 print(f"{estimator.name}: half of its guesses are within a factor of {np.exp(off):.2f}")
 print(f"violations without a queue: {summarise(trace, history).violations:.1%}")

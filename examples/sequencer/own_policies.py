@@ -21,8 +21,8 @@ def adaptive_lifo(batch, forecast, now_s):
 
 if __name__ == "__main__":  # not run where the file only names a policy
     config = SimulationConfig.of_scenario("A", transactions=2_000)
-    rules = {rule.__name__: (rule, {}) for rule in (shortest_first, adaptive_lifo)}
-    rules |= {name: (name, {}) for name in ("fifo", "bid-price")}
+    rules = {rule.__name__: (rule, None) for rule in (shortest_first, adaptive_lifo)}
+    rules |= {name: (name, None) for name in ("fifo", "bid-price")}
     runs = replicate(config, rules, [1.1], seeds=4, seed=1)
     for policy, row in runs.groupby("policy").mean().iterrows():
         print(f"{policy:<15}{row['violations']:7.2%}")

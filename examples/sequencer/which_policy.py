@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from thesis_lib.sequencer.experiments.grid import compare_policies
+from thesis_lib.sequencer.experiments.grid import Study, compare_policies
 
 found = compare_policies(
     ["fifo", "codel", "queue-cap", "late-edf", "least-slack", "bid-price"],
-    scenario="A", transactions=2_000, load=1.1,
+    Study(scenario="A", transactions=2_000, load=1.1),
 )  # fmt: skip
 for each in found["policies"]:
     name, (low, high) = each["policy"], 100 * np.array(each["more_ci"])

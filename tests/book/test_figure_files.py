@@ -236,8 +236,8 @@ def unprinted(text):
     """What a text has of names in the code, and of printed names that run together."""
     printed = map(re.escape, figures.style.PRINTED.values())
     rest = re.sub(rf"(?<![\w.])(?:{'|'.join(printed)})(?![\w(])", "", text)
-    policies = {name: label for name, (label, *_) in figures.style.POLICIES.items()}
-    codes = [name for name, label in policies.items() if "-" in name != label]
+    labels = figures.style.LABELS
+    codes = [name for name, label in labels.items() if "-" in name != label]
     codes += figures.style.PRINTED
     return re.findall(rf"\b(?:{'|'.join(codes)})\b|\w+\.?\w*\(|_", rest)
 

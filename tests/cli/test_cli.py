@@ -129,7 +129,7 @@ POINT = "simulate --scenario A --load 1.1 --policy drop --seeds 2 --transactions
         (f"{SERVE} --estimator e.skops", "e.skops is no estimator (FileNotFoundError"),
         (f"{SERVE} --estimator oracle", "estimator 'oracle' reads service times"),
         (f"{SERVE} --seconds 0", "seconds=0 must be positive"),
-        (f"{SERVE} --deadline 5", "5"),
+        (f"{SERVE} --slo 5", "5"),
         (f"{SIMULATE} --scenario A", "a scenario has no arrivals of its own"),
         (f"{SIMULATE} --trace FILE --warehouses 4", "warehouses=4 belongs to a scen"),
         (f"{SIMULATE} --trace FILE --estimator boosted", "of which the trace has none"),
@@ -137,7 +137,10 @@ POINT = "simulate --scenario A --load 1.1 --policy drop --seeds 2 --transactions
         (f"{SIMULATE} --trace FILE --rows 390:401", "it has 400 rows"),
         (f"{SIMULATE} --trace FILE --rows 390-400", "rows '390-400' cannot be read"),
         (f"{SIMULATE} --trace FILE --rows 0:99999999999", "it has 400 rows"),
-        (f"{SIMULATE} --scenario A --load 1 --gap nan", "gap=nan must not be negative"),
+        (
+            f"{SIMULATE} --scenario A --load 1 --gap nan",
+            "gap must be at least 0",
+        ),
         (f"{SIMULATE} --scenario A --rows 0:400", "are of a trace, and a scenario has"),
         (f"{POINT} --clients 9", "clients=9 never fill a batch of 10"),
         (f"{POINT} --clients 0", "clients=0: expected at least 1"),
@@ -293,7 +296,7 @@ def test_help_lists_every_command():
 
 
 def test_where_nothing_is_admitted_its_latency_is_null():
-    cell = answer(POINT, "--deadline", "1us")
+    cell = answer(POINT, "--slo", "1us")
     assert cell["dropped"] == cell["violations"] == 1
     assert cell["lenient"] is cell["p999_s"] is None
 

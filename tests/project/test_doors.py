@@ -15,7 +15,7 @@ from thesis_serve.model.together import Together
 
 DOORS = {
     sequencer: """
-        History LatencyEstimator POLICIES SimulationConfig Trace collect estimator
+        LatencyEstimator POLICIES SimulationConfig SystemConfig Trace collect estimator
         fewest_violations learned_estimate load_estimator noisy_estimate policy
         predict_all reduction replicate save_estimator scenario serve simulate summarise
     """,

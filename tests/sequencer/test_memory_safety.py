@@ -8,14 +8,15 @@ RUN = """
 from thesis_book.experiments.sequencer import scaling
 from thesis_lib.sequencer.experiments import configuration, grid
 from thesis_lib.sequencer.core.events import Delays
+from thesis_lib.sequencer.policies.admission import BidPriceParameters
 from thesis_lib.sequencer import SimulationConfig
 for name, delays in (("A", Delays()), ("C", Delays(lag_s=5e-4))):
     cell = SimulationConfig.of_scenario(name, transactions=300, delays=delays)
-    for policy, options in (("bid-price", {}), ("bid-price", {"gap": 0.05, "groups":
-    2})):
+    fair = BidPriceParameters(gap=0.05, groups=2)
+    for params in (None, fair):
         grid.replicate(
-            cell, [policy], [0.9, 1.5], configuration.noisy_estimate(), seeds=2, seed=1,
-            **options,
+            cell, {"bid-price": ("bid-price", params)}, [0.9, 1.5],
+            configuration.noisy_estimate(), seeds=2, seed=1,
         )
 cell = SimulationConfig.of_scenario("A", transactions=200)
 scaling.weak_scaling(cell, ["bid-price"], [2], [0.2], 1.1, seeds=1, seed=2)

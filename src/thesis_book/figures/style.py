@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike
 from thesis_book.figures.export import Drawing, as_vector
 from thesis_lib.common.stats import Interval, mean_interval
 from thesis_lib.sequencer.core.trace import F64
+from thesis_lib.sequencer.policies.rules import RULES
 
 T = TypeVar("T")
 
@@ -134,31 +135,20 @@ def symlog(linear_to: float) -> SymmetricalLogScale:
 
 
 # --- Policies ----------------------------------------------------------------
-POLICIES = {  # label, colour and marker
-    "fifo": ("FIFO", GREY, "o"),
-    "drop": ("Drop", VERMILION, "v"),
-    "reorder": ("Reorder", BLUE, "s"),
-    "hybrid": ("Hybrid", PURPLE, "D"),
-    "bid-price": ("bid-price", GREEN, "P"),
-    "late-edf": ("earliest deadline, late-bound", BLUE, None),
-    "queue-cap": ("capped queue", ORANGE, None),
-    "codel": ("CoDel", SKY, None),
-    "lock-queue-cap": ("capped lock queue", INK, None),
-    "adaptive-lifo": ("adaptive LIFO", INK, None),
-    "breakwater": ("Breakwater", INK, None),
-    "envoy": ("Envoy's admission control", INK, None),
-    "cinnamon": ("Cinnamon", INK, None),
-    "gradient2": ("Gradient2", INK, None),
-    "headroom": ("headroom shedding", INK, None),
-    "late-sjf": ("shortest job, late-bound", VERMILION, None),
-    "least-slack": ("least slack, late-bound", INK, None),
-    "edf": ("earliest deadline", INK, None),
-    "sjf": ("shortest job", INK, None),
-    "random-drop": ("random drop", INK, None),
-    "startable-first": ("startable first", INK, None),
-    "late-demote": ("late demotion", INK, None),
-    "search": ("best schedule found", ORANGE, None),
-    "bound": ("lower bound", INK, None),
+LOOKS = {  # colour and marker; policies that are not here are drawn in INK
+    "fifo": (GREY, "o"),
+    "drop": (VERMILION, "v"),
+    "reorder": (BLUE, "s"),
+    "hybrid": (PURPLE, "D"),
+    "bid-price": (GREEN, "P"),
+    "late-edf": (BLUE, None),
+    "queue-cap": (ORANGE, None),
+    "codel": (SKY, None),
+    "late-sjf": (VERMILION, None),
+    "search": (ORANGE, None),
+}
+LABELS = {"search": "best schedule found", "bound": "lower bound"} | {
+    name: rule.label for name, rule in RULES.items()
 }
 VARIANTS = {
     "-corrected": ", corrected",
@@ -173,7 +163,7 @@ def policy(name: str) -> dict[str, Any]:
     """Label, colour and mark; a variant's line is dashed, its marks are open."""
     variant = next((ending for ending in VARIANTS if name.endswith(ending)), "")
     base = name.removesuffix(variant)
-    label, colour, marker = POLICIES.get(base, (base, INK, None))
+    colour, marker = LOOKS.get(base, (INK, None))
     dashed = "--" if variant else "-"
     return {
         "color": colour,
@@ -181,7 +171,7 @@ def policy(name: str) -> dict[str, Any]:
         "markersize": 4,
         "markerfacecolor": "white" if variant else colour,
         "linestyle": ":" if name == "bound" else dashed,
-        "label": label + VARIANTS.get(variant, ""),
+        "label": LABELS.get(base, base) + VARIANTS.get(variant, ""),
     }
 
 

@@ -10,8 +10,9 @@ from thesis_lib.common.units import MILLISECONDS
 from thesis_lib.sequencer.core import locks
 from thesis_lib.sequencer.core.trace import History, KeySets, Trace
 from thesis_lib.sequencer.policies.lookahead import OpenLoop
-from thesis_lib.sequencer.policies.registry import BAND, Defects, policy
-from thesis_lib.sequencer.simulator.simulator import simulate
+from thesis_lib.sequencer.policies.parameters import BAND, Defects
+from thesis_lib.sequencer.policies.registry import policy
+from thesis_lib.sequencer.simulator.simulator import SystemConfig, simulate
 
 SERVICE_MS = (1.0, 6.0, 5.0, 3.0, 5.0, 2.0, 1.0, 1.0)
 ROWS = ("a", "ab", "b", "ac", "a", "c", "a", "ab")  # that each transaction writes
@@ -47,12 +48,14 @@ def run_worked(
     """The batch under a policy whose estimates are exact; `defects` as in `policy`."""
     return simulate(
         batch.trace,
-        policy(name, slo_s=batch.slo_s, cores=batch.cores, defects=defects),
+        policy(name, slo_s=batch.slo_s, cores=batch.cores, params=defects),
         batch.trace.service_s,
-        cores=batch.cores,
-        slo_s=batch.slo_s,
-        batch_size=len(batch.trace),
-        spread=0.0,
+        SystemConfig(
+            cores=batch.cores,
+            slo_s=batch.slo_s,
+            batch_size=len(batch.trace),
+            spread=0.0,
+        ),
     )
 
 

@@ -20,7 +20,7 @@ from thesis_book.tables.worked_example import (
 )
 from thesis_lib.common.errors import require
 from thesis_lib.sequencer.core.trace import History
-from thesis_lib.sequencer.policies.registry import AS_PUBLISHED
+from thesis_lib.sequencer.policies.parameters import AS_PUBLISHED
 from thesis_lib.sequencer.simulator.simulator import replay
 
 NO_GHOSTS = "hybrid-no-ghosts"

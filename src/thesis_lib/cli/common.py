@@ -47,28 +47,25 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
     listed in the order of parameters and fields. Raises ValueError where two options
     have one name.
     """
-    groups: dict[str, list[str]] = {}  # options of each parameter that is a dataclass
-    options_of: list[inspect.Parameter] = []
-    parameters = inspect.signature(function, eval_str=True).parameters
-    for name, parameter in parameters.items():
-        kind: Any = parameter.annotation
-        if is_dataclass(kind):
-            fields = inspect.signature(kind, eval_str=True).parameters
-            groups[name] = list(fields)
-            options_of += fields.values()
-        else:
-            options_of.append(parameter)
-    signature = inspect.Signature(
-        [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in options_of]
-    )
+    parts = inspect.signature(function, eval_str=True).parameters
+    groups = [name for name, part in parts.items() if is_dataclass(part.annotation)]
+    fields = {
+        name: inspect.signature(parts[name].annotation, eval_str=True).parameters
+        for name in groups
+    }
+    flat = [
+        each.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for name, part in parts.items()
+        for each in fields.get(name, {name: part}).values()
+    ]
 
     @functools.wraps(function)
     def guarded(**options: Any) -> None:
         status, notes = 1, []
         try:
-            for name, fields in groups.items():
-                given = {field: options.pop(field) for field in fields}
-                options[name] = parameters[name].annotation(**given)
+            for name, own in fields.items():
+                given = {field: options.pop(field) for field in own}
+                options[name] = parts[name].annotation(**given)
             function(**options)
             return
         except (InvalidInput, Lost) as error:
@@ -94,10 +91,8 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
         typer.echo("\n".join([*notes, f"thesis: {said}"]), err=True)
         raise typer.Exit(status)
 
-    guarded.__dict__["__signature__"] = signature
-    guarded.__annotations__ = {
-        name: each.annotation for name, each in signature.parameters.items()
-    }
+    guarded.__dict__["__signature__"] = inspect.Signature(flat)
+    guarded.__annotations__ = {each.name: each.annotation for each in flat}
     return app.command()(guarded)
 
 

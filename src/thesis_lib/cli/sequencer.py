@@ -4,13 +4,16 @@ import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from thesis_lib.cli.common import Json, command, console, option, show
 from thesis_lib.common import units
-from thesis_lib.common.errors import InvalidInput, Lost, choice, require
+from thesis_lib.common.errors import Lost, choice, require
+
+if TYPE_CHECKING:
+    from thesis_lib.sequencer.experiments.configuration import SystemOptions
 
 POLICY_HELP = (
     "fifo, drop, reorder, hybrid (or drop-corrected, …), queue-cap, codel, breakwater, "
@@ -47,12 +50,6 @@ class Collection:
 
     replays: int = option(1, "Runs of the same log.")
     seed: int = option(0, "Seed of data and log.")
-
-
-@dataclass(frozen=True)
-class Learning:
-    """Options of the estimator that learns from a collected trace."""
-
     estimator: Path | None = option(
         None, "Also learn from the trace, and write what was learned here."
     )
@@ -70,7 +67,6 @@ def collect(
     workers: Processes = 2,
     workload: Workload,
     collection: Collection,
-    learning: Learning,
     as_json: Json = False,
 ) -> None:
     """Run a workload on the real deterministic engine and write a trace.
@@ -85,10 +81,10 @@ def collect(
     from thesis_lib.sequencer.estimators.saved import save_estimator
     from thesis_lib.sequencer.workload.features import static_names, with_features
 
-    estimator, learn = learning.estimator, learning.learn
+    estimator, learn = collection.estimator, collection.learn
     for file in (output, *([] if estimator is None else [estimator])):
-        if not file.parent.is_dir():
-            raise InvalidInput(f"folder {file.parent} does not exist: create it first")
+        parent = file.parent
+        require(parent.is_dir(), f"folder {parent} does not exist: create it first")
         require(not file.is_dir(), f"{file} is a folder: name a file")
     require_parquet(output)
     require(
@@ -140,7 +136,7 @@ class Rounds:
     )
     rounds: int = option(5, "Pairs of runs that share them.")
     workers: Processes = 2
-    deadline: str | None = option(
+    slo: str | None = option(
         None,
         "Service level objective, such as 12.5ms. Default: twice the 95th "
         "percentile of the service time.",
@@ -168,7 +164,7 @@ def serve(
     from thesis_lib.common.provenance import disturbances
     from thesis_lib.sequencer.experiments.live import serve as serve_
 
-    slo_s = None if runs.deadline is None else units.parse_duration(runs.deadline)
+    slo_s = None if runs.slo is None else units.parse_duration(runs.slo)
     with console.status(f"serving {workload.workload}"):
         result = serve_(
             policy=policy, load=load, seconds=seconds, seed=seed,
@@ -193,20 +189,14 @@ def serve(
 
 
 @dataclass(frozen=True)
-class Source:
-    """Options of where transactions come from."""
+class Question:
+    """Options of the transactions, their estimates and their number."""
 
     scenario: str | None = option(None, "A, B or C.")
     trace: Path | None = option(None, "A trace, replayed with its own arrivals.")
     rows: str | None = option(
         None, "Of a long trace the only ones to read, as 1000000:1200000, from 0."
     )
-
-
-@dataclass(frozen=True)
-class Estimates:
-    """Options of the service times that a policy is given."""
-
     estimator: str = option(
         "noisy",
         "noisy, boosted, …; of a trace, a learned one is fitted on the first "
@@ -215,12 +205,6 @@ class Estimates:
     )
     noise: float = option(0.2, "Sigma of `noisy`.")
     bias: float = option(1.0, "Multiplies every estimate.")
-
-
-@dataclass(frozen=True)
-class Study:
-    """Options of how much is simulated."""
-
     seeds: int | None = option(
         None,
         "Paired seeds. Default: 5; to compare, 8 that choose and as many that judge.",
@@ -237,13 +221,31 @@ class Machine:
     """Options of the simulated sequencer and database."""
 
     cores: int | None = option(None, "Of the scenario; of a trace 4, if not given.")
-    deadline: str | None = option(None, "Service level objective, such as 12.5ms.")
+    slo: str | None = option(None, "Service level objective, such as 12.5ms.")
     lag: str = option("0s", "Decision to dispatch, as 0.5ms.")
     sequencing: str = option("0s", "The sequencer's work on a transaction, as 5us.")
     overhead: str = option("0s", "On a worker beside each service, as 20us.")
     batch: int = option(10, "Transactions that fill a batch.")
     flush: str | None = option(None, "Timer of a batch, such as 1ms; else none.")
     clients: int | None = option(None, "Of a closed loop; else the loop is open.")
+
+    def system(self) -> "SystemOptions":
+        """Return the fields of a SimulationConfig that these options set."""
+        from thesis_lib.sequencer.core.events import Delays
+
+        delays_s = map(units.parse_duration, (self.lag, self.sequencing, self.overhead))
+        system: SystemOptions = {
+            "batch_size": self.batch,
+            "clients": self.clients,
+            "delays": Delays(*delays_s),
+        }
+        if self.cores is not None:
+            system["cores"] = self.cores
+        if self.slo is not None:
+            system["slo_s"] = units.parse_duration(self.slo)
+        if self.flush is not None:
+            system["flush_s"] = units.parse_duration(self.flush)
+        return system
 
 
 @command
@@ -255,9 +257,7 @@ def simulate(
         "Share of FIFO's saturation rate. Of a trace, stretches its arrivals; "
         "without, they stay as they are. Given twice or more, one after the other.",
     ),
-    source: Source,
-    estimates: Estimates,
-    study: Study,
+    question: Question,
     machine: Machine,
     gap: float | None = option(
         None, "Of bid-price: violations of a type above another's, as a share."
@@ -265,42 +265,32 @@ def simulate(
     as_json: Json = False,
 ) -> None:
     """Simulate points of the evaluation: policies at a load, against FIFO."""
-    from thesis_lib.sequencer.core.events import Delays
-    from thesis_lib.sequencer.experiments.grid import compare_policies, simulate_cell
-
-    delays = map(
-        units.parse_duration, (machine.lag, machine.sequencing, machine.overhead)
+    from thesis_lib.sequencer.experiments.grid import (
+        Study,
+        compare_policies,
+        simulate_cell,
     )
-    rows, slo, flush = source.rows, machine.deadline, machine.flush
-    at = {
-        "scenario": source.scenario, "trace": source.trace,
-        "rows": None if rows is None else units.parse_rows(rows), **asdict(estimates),
-        "seed": study.seed, "transactions": study.transactions,
-        "warehouses": study.warehouses, "cores": machine.cores,
-        "slo_s": None if slo is None else units.parse_duration(slo),
-        "delays": Delays(*delays), "batch_size": machine.batch,
-        "flush_s": math.inf if flush is None else units.parse_duration(flush),
-        "clients": machine.clients,
-    }  # fmt: skip
+
     require(
-        len(policy) == 1 or gap is None,
+        gap is None or policy == ["bid-price"],
         "--gap is of one policy alone, bid-price: leave it out",
     )
 
+    given = asdict(question)
+    rows, seeds = given.pop("rows"), given.pop("seeds")
+    given["rows"] = None if rows is None else units.parse_rows(rows)
+    system = machine.system()
+
     def answer(load: float | None) -> tuple[dict, list[str]]:
+        at = Study(load=load, system=system, **given)
         if len(policy) > 1:
-            compared = compare_policies(
-                policy, seeds=8 if study.seeds is None else study.seeds, load=load, **at
-            )
+            compared = compare_policies(policy, at, seeds=8 if seeds is None else seeds)
             return compared, _compared(**compared)
+        most = math.inf if gap is None else gap
         result = simulate_cell(
-            policy=policy[0],
-            seeds=5 if study.seeds is None else study.seeds,
-            load=load,
-            gap=math.inf if gap is None else gap,
-            **at,
+            policy[0], at, seeds=5 if seeds is None else seeds, gap=most
         )
-        return result, _simulated(result, estimates.estimator)
+        return result, _simulated(result, question.estimator)
 
     with console.status("simulating"):
         answers = [answer(each) for each in load or [None]]

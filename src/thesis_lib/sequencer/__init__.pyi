@@ -1,4 +1,3 @@
-from .core.trace import History as History
 from .core.trace import Trace as Trace
 from .engine.engine import collect as collect
 from .estimators.models import LatencyEstimator as LatencyEstimator
@@ -16,5 +15,6 @@ from .experiments.metrics import summarise as summarise
 from .optimum.bounds import fewest_violations as fewest_violations
 from .policies.registry import POLICIES as POLICIES
 from .policies.registry import policy as policy
+from .simulator.simulator import SystemConfig as SystemConfig
 from .simulator.simulator import simulate as simulate
 from .workload.scenarios import scenario as scenario

@@ -23,7 +23,7 @@ from thesis_lib.common.errors import (
     require,
     shown,
 )
-from thesis_lib.sequencer.policies.registry import Rule
+from thesis_lib.sequencer.policies.registry import OwnRule
 from thesis_serve.admission.estimator import ServiceEstimator
 from thesis_serve.admission.machine import Counts, Decided, LiveSequencer
 
@@ -97,7 +97,7 @@ class Replayed:
     fault: str | None  # why requests were served in order of arrival from then on
 
 
-def replay(path: Path | str, policy: str | Rule | None = None) -> Replayed:
+def replay(path: Path | str, policy: str | OwnRule | None = None) -> Replayed:
     """Tell a new sequencer the events of a log, and compare what it decides.
 
     It ends at the first difference. `policy` stands in the place of the one that the
@@ -121,7 +121,7 @@ def _as_logged(entry: dict[str, Any], made: Decided) -> bool:
 
 
 def _retold(
-    path: Path, policy: str | Rule | None
+    path: Path, policy: str | OwnRule | None
 ) -> Iterator[tuple[int, dict[str, Any], Decided, LiveSequencer]]:
     """The events of a log by their lines, and what a new sequencer decides at each.
 
@@ -168,7 +168,7 @@ END, FAIL, LEAVE, ARRIVE, LOOK = range(5)  # what happens, in this order at one 
 
 
 def what_if(
-    path: Path | str, policy: str | Rule, estimator: ServiceEstimator | None = None
+    path: Path | str, policy: str | OwnRule, estimator: ServiceEstimator | None = None
 ) -> Counts:
     """What would have become of the requests of a log under another `policy`.
 

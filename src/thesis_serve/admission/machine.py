@@ -30,19 +30,21 @@ from thesis_lib.sequencer.core.events import (
 )
 from thesis_lib.sequencer.core.locks import NONE
 from thesis_lib.sequencer.core.trace import I64, Batch, Decision, KeySets
+from thesis_lib.sequencer.policies.decisions import (
+    commit_by,
+    decide_by,
+    decider,
+    dispatch_by,
+)
 from thesis_lib.sequencer.policies.lookahead import PENDING, READ, SPREAD
 from thesis_lib.sequencer.policies.recalibration import LEAST_S, all_corrected_s
-from thesis_lib.sequencer.policies.registry import Policy, Rule, decide, policy
+from thesis_lib.sequencer.policies.registry import OwnRule, Policy, decide, policy
 from thesis_lib.sequencer.policies.rules import (
     AT_ARRIVAL,
     FIFO,
     LIFO,
     RANDOM,
     Fifo,
-    commit_by,
-    decide_by,
-    decider,
-    dispatch_by,
 )
 from thesis_serve.admission.estimator import OnlineEstimator, ServiceEstimator
 
@@ -160,7 +162,7 @@ class LiveSequencer:
     """
 
     def __init__(
-        self, name: str | Rule = "bid-price", *, workers: int, slo_s: float,
+        self, name: str | OwnRule = "bid-price", *, workers: int, slo_s: float,
         most_waiting: int = 1000, feature_names: Sequence[str] = (),
         estimator: ServiceEstimator | None = None, note: Note | None = None,
         batch_size: int = 10, flush_s: float = np.inf, shortest_s: float = 0.0,

@@ -10,10 +10,15 @@ from thesis_lib.sequencer.experiments.configuration import (
     SimulationConfig,
     noisy_estimate,
 )
-from thesis_lib.sequencer.experiments.grid import DESIGN_SEED, replicate, simulate_cell
+from thesis_lib.sequencer.experiments.grid import (
+    DESIGN_SEED,
+    Study,
+    replicate,
+    simulate_cell,
+)
 from thesis_lib.sequencer.experiments.metrics import mean
 from thesis_lib.sequencer.policies.admission import BidPriceParameters
-from thesis_lib.sequencer.policies.registry import QueueParameters
+from thesis_lib.sequencer.policies.parameters import LateBound, QueueParameters
 
 
 def runs_of(row, shares):
@@ -62,9 +67,8 @@ def test_the_goals_are_those_that_were_set():
 def test_one_command_repeats_a_cell_of_the_table():
     runs = goals.run_goals(transactions=600, seeds=2, seed=5, loads=[1.5])
     cell = runs[runs["row"] == "B"]
-    said = simulate_cell(
-        scenario="B", load=1.5, policy="bid-price", seeds=2, seed=5, transactions=600
-    )
+    study = Study(scenario="B", load=1.5, seed=5, transactions=600)
+    said = simulate_cell("bid-price", study, seeds=2)
     assert said["violations"] == mean(cell, "bid-price", 1.5)
     assert said["fifo_violations"] == mean(cell, "fifo", 1.5)
     assert said["lower_bound"] == mean(cell, "bound", 1.5)
@@ -123,13 +127,13 @@ def test_baselines_run_with_constants_of_their_scenario():
     tuned = {"late-sjf": {"least_p": 0.5, "flight": 1.0}, "queue-cap": {"room": 0.01}}
     shipped = SimulationConfig.of_scenario("B", transactions=1_000)
     cell = replace(shipped, constants=tuned)
-    for name, options in {
-        "late-sjf": tuned["late-sjf"],
-        "queue-cap": {"terms": QueueParameters(room=0.01)},
-        "late-edf": {},
+    for name, params in {
+        "late-sjf": LateBound(1.0, 0.5),
+        "queue-cap": QueueParameters(room=0.01),
+        "late-edf": None,
     }.items():
-        assert cell.policy(name) == shipped.policy(name, **options), name
-    assert cell.policy("late-sjf", flight=3.0).in_flight == 24  # as given
+        assert cell.policy(name) == shipped.policy(name, params), name
+    assert cell.policy("late-sjf", LateBound(3.0)).in_flight == 24  # as given
     runs = [goals.learning(each, 1.3, seeds=1, seed=5) for each in (shipped, cell)]
     for name in (*tuned, "late-edf", "bid-price"):
         told = [mean(each, name, 1.3) for each in runs]
@@ -140,7 +144,6 @@ def test_baselines_run_with_constants_of_their_scenario():
     ("constants", "wrong"),
     [
         ({"late_sjf": {"flight": 1.0}}, "rule='late_sjf'.* did you mean 'late-sjf'"),
-        ({"bid-price": {"haste": 1.0}}, "rule='bid-price' is unknown"),
         ({"codel": {"flight": 1.0}}, "constant of codel='flight' is unknown"),
     ],
 )

@@ -7,7 +7,7 @@ from thesis_book.experiments.optimum.local_search import search, would_be_on_tim
 from thesis_lib.sequencer.core.trace import KeySets, Trace
 from thesis_lib.sequencer.optimum.bounds import fewest_violations
 from thesis_lib.sequencer.policies.registry import POLICIES, policy
-from thesis_lib.sequencer.simulator.simulator import replay, simulate
+from thesis_lib.sequencer.simulator.simulator import SystemConfig, replay, simulate
 from thesis_lib.sequencer.workload.arrivals import at_rate
 from thesis_lib.sequencer.workload.scenarios import SCENARIOS, scenario
 
@@ -18,8 +18,7 @@ def simulated(trace, name, spec, estimated_s=None):
         trace,
         policy(name, slo_s=spec.slo_s, cores=spec.cores),
         trace.service_s if estimated_s is None else estimated_s,
-        cores=spec.cores,
-        slo_s=spec.slo_s,
+        SystemConfig(cores=spec.cores, slo_s=spec.slo_s),
     )
 
 

@@ -13,7 +13,7 @@ from thesis_book.experiments.sequencer.partitions import (
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.sequencer.core.trace import KeySets, Trace
 from thesis_lib.sequencer.policies.registry import policy
-from thesis_lib.sequencer.simulator.simulator import replay, simulate
+from thesis_lib.sequencer.simulator.simulator import SystemConfig, replay, simulate
 from thesis_lib.sequencer.workload.arrivals import at_rate
 from thesis_lib.sequencer.workload.scenarios import SCENARIOS, scenario
 
@@ -63,7 +63,9 @@ def test_one_partition_is_a_replay_of_its_arrivals():
 def test_one_partition_is_the_simulator_bit_for_bit(name):
     (trace,) = traces(1, per_s=9_000.0)
     given = policy(name, slo_s=SPEC.slo_s, cores=SPEC.cores)
-    alone = simulate(trace, given, trace.service_s, cores=SPEC.cores, slo_s=SPEC.slo_s)
+    alone = simulate(
+        trace, given, trace.service_s, SystemConfig(cores=SPEC.cores, slo_s=SPEC.slo_s)
+    )
     assert_equal(run(merge([trace], 0.0, 0), name).history, alone)
 
 

@@ -14,7 +14,7 @@ from thesis_lib.sequencer.experiments.configuration import (
 from thesis_lib.sequencer.experiments.grid import paired_seeds
 from thesis_lib.sequencer.experiments.metrics import summarise
 from thesis_lib.sequencer.policies.registry import policy
-from thesis_lib.sequencer.simulator.simulator import simulate
+from thesis_lib.sequencer.simulator.simulator import SystemConfig, simulate
 from thesis_lib.sequencer.workload.scenarios import SCENARIOS, scenario
 
 SPEC = SCENARIOS["A"]
@@ -75,10 +75,11 @@ def test_one_partition_is_the_simulator_and_stands_for_every_share():
     trace = made.arrange(made.make_trace(one), 1.1, arrivals)
     for name in ("fifo", "bid-price"):
         history = simulate(
-            trace, policy(name, slo_s=SPEC.slo_s, cores=SPEC.cores),
-            noisy_estimate()(trace, estimate_seed), cores=SPEC.cores,
-            slo_s=SPEC.slo_s,
-        )  # fmt: skip
+            trace,
+            policy(name, slo_s=SPEC.slo_s, cores=SPEC.cores),
+            noisy_estimate()(trace, estimate_seed),
+            SystemConfig(cores=SPEC.cores, slo_s=SPEC.slo_s),
+        )
         expected = summarise(trace, history)
         row = zero[zero["policy"] == name].iloc[0]
         assert row["violations"] == expected.violations

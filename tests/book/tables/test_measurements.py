@@ -11,12 +11,9 @@ from thesis_lib.common import files
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.common.stats import Interval
 from thesis_lib.common.units import GiB, MiB
-from thesis_lib.sequencer.policies.registry import (
-    LATE_BOUND,
-    WATCHING,
-    BidPriceParameters,
-    QueueParameters,
-)
+from thesis_lib.sequencer.policies.parameters import LateBound
+from thesis_lib.sequencer.policies.registry import WATCHING, rule_parameters
+from thesis_lib.sequencer.policies.rules import RULES
 
 MADE = {"commit": "0123456789", "machine": {"cpu": "a processor", "cores": 2}}
 STREAMED = {
@@ -427,18 +424,19 @@ def test_a_batch_is_told_over_one_sequence():
     assert row == pytest.approx({8: 1.05, 64: 1.2})
 
 
+LATE_BINDING = {
+    name for name, rule in RULES.items() if isinstance(rule.parameters, LateBound)
+}
+
+
 def test_every_rule_is_shipped_with_the_best_constants_of_scenario_a():
     record = measurements.read("rivals")
     found = measurements.rivals(record)
-    assert set(found.index) == {*WATCHING, *LATE_BOUND, "bid-price"}
+    assert set(found.index) == {*WATCHING, *LATE_BINDING, "bid-price"}
     assert (found["tried"] > 2).all()
     for name, points in groupby(record["points"], lambda point: point["policy"]):
         best = min(points, key=lambda point: point["score"])
-        shipped = BidPriceParameters() if name == "bid-price" else QueueParameters()
-        made_with = shipped._asdict()
-        if name in LATE_BOUND:
-            made_with = dict(zip(("flight", "least_p"), LATE_BOUND[name], strict=True))
-        assert best["constants"].items() <= made_with.items(), name
+        assert rule_parameters(name, best["constants"]) == RULES[name].parameters, name
 
 
 def test_tuned_rules_have_fewest_violations_of_each_setting():
@@ -449,7 +447,7 @@ def test_tuned_rules_have_fewest_violations_of_each_setting():
     )
     width = len(record["settings"]["loads"]) * len(record["settings"]["estimates"])
     for at, setting in enumerate(record["settings"]["settings"]):
-        assert set(tuned[setting]) == {*WATCHING, *LATE_BOUND}
+        assert set(tuned[setting]) == {*WATCHING, *LATE_BINDING}
         for name, points in groupby(record["points"], lambda point: point["policy"]):
             means = [
                 (np.mean(p["percent"][width * at : width * (at + 1)]), p["constants"])

@@ -11,7 +11,7 @@ from thesis_book.tables.worked_example import (
     worked_batch,
 )
 from thesis_lib.sequencer.optimum.bounds import fewest_violations
-from thesis_lib.sequencer.policies.registry import AS_PUBLISHED
+from thesis_lib.sequencer.policies.parameters import AS_PUBLISHED
 
 
 def test_the_worked_batch_is_forecast_as_worked_by_hand():

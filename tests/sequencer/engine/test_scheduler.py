@@ -20,6 +20,7 @@ from thesis_lib.sequencer.engine.scheduler import (
     run_open,
 )
 from thesis_lib.sequencer.engine.storage import UNITS
+from thesis_lib.sequencer.policies.parameters import LateBound
 from thesis_lib.sequencer.policies.registry import Policy, policy
 from thesis_lib.sequencer.workload.arrivals import poisson_arrivals
 from thesis_lib.sequencer.workload.tpcc import tpcc
@@ -147,7 +148,7 @@ def test_a_request_that_is_read_late_has_waited_since_it_was_due(log):
 
 
 def test_back_pressure_bounds_what_is_released_and_uncommitted(log):
-    rule = policy("late-edf", slo_s=1.0, cores=4, flight=1.25)
+    rule = policy("late-edf", slo_s=1.0, cores=4, params=LateBound(1.25))
     assert rule.in_flight == 5
     run = live(log, poisson(log, 1e5, slo_s=1.0), rule, Idle(1e-4), workers=4)
     assert len(run.log) == N

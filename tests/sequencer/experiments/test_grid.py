@@ -13,14 +13,22 @@ from scipy.stats import ttest_1samp
 
 from thesis_book.experiments.sequencer import scaling
 from thesis_lib.common.errors import InvalidInput, require
-from thesis_lib.sequencer.core.events import Delays
 from thesis_lib.sequencer.core.trace import KeySets, Trace
 from thesis_lib.sequencer.estimators.models import ESTIMATORS, cut_tail
 from thesis_lib.sequencer.experiments import configuration, grid, live, metrics
-from thesis_lib.sequencer.experiments.configuration import SimulationConfig
-from thesis_lib.sequencer.policies.registry import AS_PUBLISHED, CORRECTED, Defects
+from thesis_lib.sequencer.experiments.configuration import (
+    SimulationConfig,
+    SystemOptions,
+)
+from thesis_lib.sequencer.experiments.grid import Study
+from thesis_lib.sequencer.policies.parameters import (
+    AS_PUBLISHED,
+    CORRECTED,
+    Defects,
+    LateBound,
+)
 from thesis_lib.sequencer.policies.registry import policy as named_policy
-from thesis_lib.sequencer.simulator.simulator import replay, simulate
+from thesis_lib.sequencer.simulator.simulator import SystemConfig, replay, simulate
 from thesis_lib.sequencer.workload.arrivals import at_rate
 from thesis_lib.sequencer.workload.scenarios import (
     Prices,
@@ -173,14 +181,16 @@ def test_a_grid_is_its_cases_and_a_label_is_a_policy_with_options():
     eight, four = (
         SimulationConfig.of_scenario("A", transactions=400, cores=k) for k in (8, 4)
     )
-    places = {8: eight, 4: {"config": four}}
+    places = {8: eight, 4: four}
     given = {"loads": [0.9], "seeds": 2, "seed": 4}
-    policies = {"fifo": ("fifo", {}), "patient": ("late-edf", {"least_p": 0.9})}
+    policies = {
+        "fifo": ("fifo", None), "patient": ("late-edf", LateBound(least_p=0.9))
+    }  # fmt: skip
     made = grid.run_grid(places, "cores", policies=policies, **given)
     assert made["cores"].to_list() == [8] * 4 + [4] * 4
     for cores, config in {8: eight, 4: four}.items():
-        for label, (name, options) in policies.items():
-            alone = grid.replicate(config, [name], **given, **options)
+        for label, policy in policies.items():
+            alone = grid.replicate(config, {label: policy}, **given)
             at = made[(made["cores"] == cores) & (made["policy"] == label)]
             assert at["violations"].to_list() == alone["violations"].to_list()
 
@@ -243,9 +253,17 @@ run_points(measure, [(at,) for at in range(3)])
     assert ended([int(path.name) for path in begun])
 
 
+def cell_of(policy, seeds=5, **given):
+    """The result of a policy in a study, whose options may be those of its system."""
+    system = {
+        name: given.pop(name) for name in SystemOptions.__annotations__ if name in given
+    }
+    return grid.simulate_cell(policy, Study(**given, system=system), seeds=seeds)
+
+
 @pytest.mark.parametrize("estimator", ["noisy", "oracle", "constant", "linear"])
 def test_a_cell_answers_what_the_command_promises(estimator):
-    cell = grid.simulate_cell(
+    cell = cell_of(
         scenario="A", load=1.1, policy="bid-price", estimator=estimator,
         seeds=2, transactions=500,
     )  # fmt: skip
@@ -263,23 +281,21 @@ def test_a_bias_multiplies_what_every_estimator_says():
     given = {"scenario": "A", "load": 1.1, "seeds": 1, "transactions": 500}
     for name in ("noisy", "linear"):
         plain, biased = (
-            grid.simulate_cell(policy="sjf", estimator=name, bias=bias, **given)
+            cell_of(policy="sjf", estimator=name, bias=bias, **given)
             for bias in (1.0, 1024.0)
         )
         assert plain == biased  # who is shorter than whom has not changed
-        lost = grid.simulate_cell(
-            policy="late-edf", estimator=name, bias=1024.0, **given
-        )
+        lost = cell_of(policy="late-edf", estimator=name, bias=1024.0, **given)
         assert lost["dropped"] == 1.0
     for bias in (0.0, -1.0, np.inf, np.nan):
         with pytest.raises(InvalidInput, match=f"bias={bias:g}"):
-            grid.simulate_cell(policy="bid-price", bias=bias, **given)
+            cell_of(policy="bid-price", bias=bias, **given)
 
 
 def test_a_policy_is_chosen_on_some_seeds_and_judged_on_the_others():
     names = ["fifo", "late-edf", "bid-price"]
     given = {"scenario": "A", "load": 1.2, "transactions": 400}
-    found = grid.compare_policies(names, seeds=2, seed=5, **given)
+    found = grid.compare_policies(names, Study(seed=5, **given), seeds=2)
     config = SimulationConfig.of_scenario("A", transactions=400)
     runs = grid.replicate(config, names, [1.2], seeds=4, seed=5)
     shares = runs.pivot_table(index="policy", columns="seed", values="violations")
@@ -304,7 +320,7 @@ def test_a_policy_is_chosen_on_some_seeds_and_judged_on_the_others():
 def test_the_policies_are_told_apart_together():
     names = ["fifo", "bid-price", "codel", "edf", "late-edf", "sjf"]
     given = {"scenario": "A", "load": 1.05, "transactions": 600, "seed": 3}
-    found = grid.compare_policies(names, seeds=8, **given)
+    found = grid.compare_policies(names, Study(**given), seeds=8)
     config = SimulationConfig.of_scenario("A", transactions=600)
     runs = grid.replicate(config, names, [1.05], seeds=16, seed=3)
     shares = runs.pivot_table(index="policy", columns="seed", values="violations")
@@ -320,15 +336,15 @@ def test_the_policies_are_told_apart_together():
 
 @pytest.mark.parametrize(("estimator", "seeds"), [("oracle", 1), ("noisy", 3)])
 def test_a_trace_is_one_sample_which_chooses_and_judges(estimator, seeds):
-    given = {"trace": bursty(), "estimator": estimator, "seeds": 3}
-    found = grid.compare_policies(["fifo", "bid-price"], **given)
+    study = Study(trace=bursty(), estimator=estimator)
+    found = grid.compare_policies(["fifo", "bid-price"], study, seeds=3)
     for each in found["policies"]:
         assert (each["seeds"], each["more_ci"]) == (seeds, None)
-        alone = grid.simulate_cell(policy=each["policy"], **given)
+        alone = grid.simulate_cell(each["policy"], study, seeds=3)
         assert {key: each[key] for key in alone} == alone
     assert found["policies"][0]["policy"] == found["chosen"]
     with pytest.raises(InvalidInput, match="two or more"):
-        grid.compare_policies(["fifo", "fifo"], **given)
+        grid.compare_policies(["fifo", "fifo"], study)
 
 
 def test_crowded_numbers_are_the_extremes():
@@ -345,13 +361,13 @@ def test_crowded_numbers_are_the_extremes():
 
 
 def test_a_cell_of_a_trace_needs_no_scenario():
-    cell = grid.simulate_cell(
+    cell = cell_of(
         trace=scenario("A", 2_000, seed=1), load=0.9, policy="drop", seeds=2,
         transactions=500,
     )  # fmt: skip
     assert 0 <= cell["violations"] <= 1
     with pytest.raises(InvalidInput, match="exactly one"):
-        grid.simulate_cell(load=1.0, policy="drop")
+        cell_of(load=1.0, policy="drop")
 
 
 # --- A trace of the user's own -------------------------------------------------
@@ -368,12 +384,12 @@ def bursty(n=600, seed=3, origin_s=2.0**20):
 @pytest.mark.parametrize("policy", ["fifo", "bid-price", "hybrid"])
 def test_a_trace_is_replayed_with_the_arrivals_that_it_has(policy):
     trace = bursty()
-    said = grid.simulate_cell(
+    said = cell_of(
         trace=trace, policy=policy, estimator="oracle", cores=3, slo_s=8e-3, seeds=3
     )
     made = named_policy(policy, slo_s=8e-3, cores=3)
     begun = replace(trace, arrival_s=trace.arrival_s - trace.arrival_s[0])
-    history = simulate(begun, made, trace.service_s, cores=3, slo_s=8e-3)
+    history = simulate(begun, made, trace.service_s, SystemConfig(cores=3, slo_s=8e-3))
     expected = metrics.summarise(begun, history)
     assert 0.01 < expected.violations < 0.99
     assert said["violations"] == expected.violations
@@ -399,8 +415,8 @@ def test_a_load_stretches_the_arrivals_of_a_trace_and_keeps_their_pattern():
             np.testing.assert_allclose(gaps_s, factor * before_s, atol=1e-12)
             rate_per_s = load * cell.saturation_per_s
             assert 1 / gaps_s.mean() == pytest.approx(rate_per_s)
-    own = grid.simulate_cell(trace=trace, policy="drop", estimator="noisy", seeds=2)
-    again = grid.simulate_cell(
+    own = cell_of(trace=trace, policy="drop", estimator="noisy", seeds=2)
+    again = cell_of(
         trace=trace, policy="drop", estimator="noisy", seeds=2, load=own["load"]
     )
     assert own["violations"] == pytest.approx(again["violations"], abs=2e-3)
@@ -411,13 +427,11 @@ def test_a_load_stretches_the_arrivals_of_a_trace_and_keeps_their_pattern():
 @pytest.mark.parametrize("estimator", ["constant", "linear", "boosted"])
 def test_an_estimator_is_judged_on_what_came_after_its_past(estimator):
     trace = at_rate(scenario("A", 1_000, seed=5), 3_600.0, seed=6)
-    said = grid.simulate_cell(
-        trace=trace, policy="bid-price", estimator=estimator, slo_s=9e-3
-    )
+    said = cell_of(trace=trace, policy="bid-price", estimator=estimator, slo_s=9e-3)
     past, future = trace.split(0.5)
     estimated_s = configuration.learned_estimate(estimator, past)(future, 0)
     made = named_policy("bid-price", slo_s=9e-3, cores=4)
-    history = simulate(future, made, estimated_s, cores=4, slo_s=9e-3)
+    history = simulate(future, made, estimated_s, SystemConfig(cores=4, slo_s=9e-3))
     assert said["violations"] == metrics.summarise(future, history).violations
     assert (said["fitted_on"], said["transactions"], said["seeds"]) == (500, 500, 1)
 
@@ -455,7 +469,7 @@ FEATURELESS = replace(BURSTY, features=np.empty((600, 0)), feature_names=())
 )
 def test_a_trace_that_cannot_be_replayed_is_refused(trace, options, message):
     with pytest.raises(InvalidInput, match=message):
-        grid.simulate_cell(policy="drop", trace=trace, **options)
+        cell_of(policy="drop", trace=trace, **options)
 
 
 def any_trace(random):
@@ -498,7 +512,7 @@ def replay_any(seed):
         "seeds": 1,
     }
     try:
-        said = grid.simulate_cell(trace=any_trace(random), **given)
+        said = cell_of(trace=any_trace(random), **given)
     except InvalidInput as refusal:
         return str(refusal)
     for name in ("violations", "fifo_violations", "reduction", "late", "dropped"):
@@ -521,7 +535,7 @@ def test_so_are_many():
 
 def test_an_estimator_without_features_needs_none():
     for estimator in ("constant", "noisy", "oracle"):
-        said = grid.simulate_cell(trace=FEATURELESS, policy="drop", estimator=estimator)
+        said = cell_of(trace=FEATURELESS, policy="drop", estimator=estimator)
         assert 0 <= said["violations"] <= 1
 
 
@@ -531,7 +545,7 @@ def test_a_closed_loop_of_many_patient_clients_offers_its_load():
     offered_per_s = 0.5 * cell.saturation_per_s
     made_per_s = metrics.mean(runs, "fifo", 0.5, "throughput_per_s")
     assert made_per_s == pytest.approx(offered_per_s, rel=0.05)
-    assert cell.think_s(np.inf) == 0.0
+    assert cell.think_time_s(np.inf) == 0.0
     with pytest.raises(InvalidInput, match="no lower bound"):
         grid.replicate(cell, ["fifo"], [0.5], seeds=1, seed=1, bound=True)
 
@@ -549,9 +563,9 @@ def test_an_ablation_changes_from_either_end_the_defect_that_it_names():
             other = replace(defects, **({name: start == "corrected"} if name else {}))
             learned = cut_tail(past) if other.cut_tail else past
             alone = grid.replicate(
-                cell, ["hybrid"], [1.1],
+                cell, {"hybrid": ("hybrid", other)}, [1.1],
                 configuration.learned_estimate("linear", learned),
-                seeds=2, seed=3, defects=other,
+                seeds=2, seed=3,
             )  # fmt: skip
             row = made.loc[(start, name)]
             assert row["strict"] == 100 * alone["violations"].mean()
@@ -561,16 +575,6 @@ def test_an_ablation_changes_from_either_end_the_defect_that_it_names():
             assert row["strict_low"] <= row["strict_change"] + 1e-9
             assert row["strict_change"] <= row["strict_high"] + 1e-9
         assert len(made.loc[start, ["strict", "lenient"]].drop_duplicates()) > 3
-
-
-def test_a_cell_in_a_closed_loop_has_no_bound():
-    cell = grid.simulate_cell(
-        scenario="A", load=1.1, policy="drop", seeds=2, transactions=500, clients=80,
-        batch_size=20, flush_s=1e-3, delays=Delays(worker_s=1e-5),
-    )  # fmt: skip
-    assert cell["lower_bound"] is None
-    assert cell["clients"] == 80
-    assert 0 <= cell["lenient"] <= 1
 
 
 def live_rows(measured, **columns):

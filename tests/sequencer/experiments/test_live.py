@@ -5,7 +5,7 @@ import pytest
 
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.sequencer.engine.engine import make_log
-from thesis_lib.sequencer.experiments.grid import simulate_cell
+from thesis_lib.sequencer.experiments.grid import Study, simulate_cell
 from thesis_lib.sequencer.experiments.live import (
     WARM_UP,
     bench,
@@ -66,8 +66,7 @@ def test_a_live_run_counts_everyone_once(ready, name):
 def test_serve_says_what_simulate_says():
     result = serve(policy="drop-corrected", load=0.5, seconds=0.2, rounds=2, burst=300,
                    estimator="constant", slo_s=0.05, fewest=60)  # fmt: skip
-    keys = simulate_cell(scenario="A", load=0.5, policy="fifo", seeds=1,
-                         transactions=200).keys()  # fmt: skip
+    keys = simulate_cell("fifo", Study(scenario="A", load=0.5, transactions=200)).keys()
     # saturation is measured by one closed loop here, and has no interval
     assert keys - {"seeds", "clients", "saturation_ci"} <= result.keys()
     assert result["rate_per_s"] == 0.5 * result["saturation_per_s"]

@@ -13,7 +13,7 @@ from thesis_lib.sequencer.optimum.bounds import (
     pooled_cores,
 )
 from thesis_lib.sequencer.policies.registry import POLICIES, policy
-from thesis_lib.sequencer.simulator.simulator import simulate
+from thesis_lib.sequencer.simulator.simulator import SystemConfig, simulate
 from thesis_lib.sequencer.workload.arrivals import at_rate
 from thesis_lib.sequencer.workload.scenarios import SCENARIOS, scenario
 
@@ -73,8 +73,7 @@ def test_bounds_are_below_every_policy(name, load):
             trace,
             policy(rule, slo_s=spec.slo_s, cores=spec.cores),
             trace.service_s,  # even one that knows every service time
-            cores=spec.cores,
-            slo_s=spec.slo_s,
+            SystemConfig(cores=spec.cores, slo_s=spec.slo_s),
         )
         assert bound <= history.violated.sum(), rule
 

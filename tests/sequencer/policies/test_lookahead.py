@@ -48,14 +48,6 @@ def test_mended_forgets_what_never_entered_the_log():
     assert lookahead.forecast(np.array([2]), 0.0).finish_s.tolist() == [4.0]
 
 
-def test_mended_is_exact_for_exact_estimates_without_a_queue():
-    state, lookahead = corrected(cores=8)
-    forecast_s = lookahead.forecast(ALL, 0.0).finish_s
-    release(state, ALL, 0.0)
-    advance(state, SERVICE_S, np.inf, False)
-    np.testing.assert_array_equal(forecast_s, state.finish_s)
-
-
 def test_mended_counts_cores_and_corrects_by_commits():
     state, lookahead = corrected(cores=1)
     release(state, np.array([4]), 0.0)

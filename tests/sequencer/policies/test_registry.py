@@ -1,5 +1,4 @@
 from dataclasses import replace
-from importlib.metadata import EntryPoint, EntryPoints
 
 import numpy as np
 import pytest
@@ -7,18 +6,17 @@ import pytest
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.sequencer.core.events import LOGGED, advance, idle_state
 from thesis_lib.sequencer.core.trace import Decision, KeySets
-from thesis_lib.sequencer.policies import registry
 from thesis_lib.sequencer.policies.admission import BidPriceParameters
-from thesis_lib.sequencer.policies.registry import (
+from thesis_lib.sequencer.policies.decisions import decide_compiled
+from thesis_lib.sequencer.policies.parameters import (
     AS_PUBLISHED,
-    LATE_BOUND,
-    POLICIES,
     Defects,
+    LateBound,
     QueueParameters,
-    policy,
+    RandomDrop,
 )
-from thesis_lib.sequencer.policies.rules import decide_compiled
-from thesis_lib.sequencer.simulator.simulator import simulate
+from thesis_lib.sequencer.policies.registry import POLICIES, policy
+from thesis_lib.sequencer.simulator.simulator import SystemConfig, simulate
 from thesis_lib.sequencer.workload.arrivals import at_rate
 from thesis_lib.sequencer.workload.scenarios import SCENARIOS, scenario
 
@@ -26,8 +24,8 @@ MS = 1e-3
 USED = QueueParameters()
 
 
-def made(name, **options):
-    return policy(name, slo_s=12.5 * MS, cores=8, **options)
+def made(name, params=None):
+    return policy(name, slo_s=12.5 * MS, cores=8, params=params)
 
 
 class Sequencer:
@@ -76,9 +74,9 @@ def test_the_fixed_drop_without_allowance_and_take_the_least_slack_first():
     # Slack against 12.5 ms:  9.5   2.0   3.5   -2.0  -3.0  0.0
     service_ms = [3.0, 10.5, 9.0, 14.5, 15.5, 12.5]
     stale = Defects(stale=True)
-    slack, _ = Sequencer(made("reorder", defects=stale), service_ms).decide()
+    slack, _ = Sequencer(made("reorder", stale), service_ms).decide()
     assert slack == [3, 5, 1, 2, 0, 4]  # 4 is hopeless
-    order, dropped = Sequencer(made("hybrid", defects=stale), service_ms).decide()
+    order, dropped = Sequencer(made("hybrid", stale), service_ms).decide()
     assert order == [5, 1, 2, 0]
     assert sorted(dropped) == [3, 4]
 
@@ -86,7 +84,7 @@ def test_the_fixed_drop_without_allowance_and_take_the_least_slack_first():
 def test_a_batch_is_forecast_again_in_its_new_order():
     # Both write one row: whoever goes second is late, and is dropped or not for that.
     def decision(**defects):
-        given = made("hybrid", defects=Defects(**defects))
+        given = made("hybrid", Defects(**defects))
         return Sequencer(given, [4.0, 9.0], writes=[[0], [0]]).decide()
 
     # In order of arrival they would end at 4 and 13 ms: the second has less slack.
@@ -98,8 +96,6 @@ def test_a_batch_is_forecast_again_in_its_new_order():
 def test_defects_belong_to_the_thesis_three():
     assert made("hybrid").defects == AS_PUBLISHED
     assert made("hybrid-corrected").defects == Defects()
-    with pytest.raises(InvalidInput, match="none of the thesis' defects"):
-        made("bid-price", defects=Defects())
 
 
 def test_every_decision_partitions_its_batch_whatever_is_in_it():
@@ -118,9 +114,11 @@ def test_an_idle_system_drops_nothing(name):
     spec = SCENARIOS["A"]
     trace = at_rate(scenario("A", 500, seed=1), 100.0, seed=2)
     history = simulate(
-        trace, made(name), trace.service_s, cores=spec.cores, slo_s=spec.slo_s,
-        batch_size=1,
-    )  # fmt: skip
+        trace,
+        made(name),
+        trace.service_s,
+        SystemConfig(cores=spec.cores, slo_s=spec.slo_s, batch_size=1),
+    )
     assert not history.violated.any()
 
 
@@ -156,9 +154,11 @@ def test_a_capped_queue_bounds_the_latency_at_any_load():
     )  # fmt: skip
     for per_s in (6_000.0, 9_000.0, 40_000.0):
         history = simulate(
-            at_rate(alone, per_s, seed=2), given, alone.service_s, cores=cores,
-            slo_s=12.5 * MS,
-        )  # fmt: skip
+            at_rate(alone, per_s, seed=2),
+            given,
+            alone.service_s,
+            SystemConfig(cores=cores, slo_s=12.5 * MS),
+        )
         full = int(USED.room * 12.5 * cores)  # transactions, each of a millisecond
         assert np.nanmax(history.latency_s) <= full / cores * MS + MS
         assert history.dropped.any() == (per_s > 8_000)
@@ -199,8 +199,10 @@ def alike(n, writes=()):
 
 
 def overloaded(name, trace, **terms):
-    given = made(name, terms=QueueParameters(**terms))
-    return simulate(trace, given, trace.service_s, cores=8, slo_s=12.5 * MS)
+    given = made(name, QueueParameters(**terms))
+    return simulate(
+        trace, given, trace.service_s, SystemConfig(cores=8, slo_s=12.5 * MS)
+    )
 
 
 def test_nobody_starts_who_waited_beyond_the_patience_of_adaptive_lifo():
@@ -281,7 +283,7 @@ def test_breakwater_keeps_the_delay_of_its_queue_near_the_target():
 
 def test_random_drop_drops_its_share_and_repeats():
     def dropped(seed):
-        given = made("random-drop", drop_share=0.3, seed=seed)
+        given = made("random-drop", RandomDrop(0.3, seed))
         return Sequencer(given, np.ones(20_000)).decide()[1]
 
     first = dropped(5)
@@ -310,7 +312,7 @@ def test_late_demote_demotes_the_longest_when_not_all_can_be_on_time():
 def test_a_policy_has_as_many_groups_as_it_was_made_for():
     trace = scenario("A", 20, seed=1)
     with pytest.raises(InvalidInput, match="group 4"):
-        made("bid-price", groups=2).make_lookahead(
+        made("bid-price", BidPriceParameters(groups=2)).make_lookahead(
             idle_state(trace.keys, 8), trace.keys, trace.service_s, trace.arrival_s,
             0.2, 0.0, np.full(20, 4),
         )  # fmt: skip
@@ -319,17 +321,19 @@ def test_a_policy_has_as_many_groups_as_it_was_made_for():
 def test_a_function_is_a_policy_with_the_surroundings_of_late_edf():
     def by_deadline(batch, forecast, now_s):
         order = np.argsort(batch.deadline_s, kind="stable")
-        return batch.decide(order, forecast.p_on_time < LATE_BOUND["late-edf"][1])
+        return batch.decide(order, forecast.p_on_time < LateBound().least_p)
 
     spec = SCENARIOS["C"]
     trace = at_rate(scenario("C", 600, seed=3), 12_000.0, seed=4)
     own, named = (
         simulate(
-            trace, policy(which, slo_s=spec.slo_s, cores=spec.cores), trace.service_s,
-            cores=spec.cores, slo_s=spec.slo_s,
+            trace,
+            policy(which, slo_s=spec.slo_s, cores=spec.cores),
+            trace.service_s,
+            SystemConfig(cores=spec.cores, slo_s=spec.slo_s),
         )
         for which in (by_deadline, "late-edf")
-    )  # fmt: skip
+    )
     assert own.dropped.any()
     np.testing.assert_array_equal(own.log, named.log)
     np.testing.assert_array_equal(own.finish_s, named.finish_s)
@@ -381,7 +385,7 @@ def test_a_rule_that_answers_with_no_partition_is_named(rule, says):
     trace = scenario("A", 40, seed=1)
     own = policy(rule, slo_s=0.003, cores=4)
     with pytest.raises(InvalidInput, match=says):
-        simulate(trace, own, trace.service_s, cores=4, slo_s=0.003)
+        simulate(trace, own, trace.service_s, SystemConfig(cores=4, slo_s=0.003))
 
 
 OWN = """
@@ -424,31 +428,20 @@ def own(tmp_path):
 
 def decisions(rule, trace):
     named = policy(rule, slo_s=0.003, cores=4)
-    return simulate(trace, named, trace.service_s, cores=4, slo_s=0.003)
+    return simulate(trace, named, trace.service_s, SystemConfig(cores=4, slo_s=0.003))
 
 
-def test_a_function_of_a_file_is_a_policy_and_so_is_an_entry_point(own, monkeypatch):
+def test_function_of_a_file_is_a_policy(own):
     trace = at_rate(scenario("A", 200, seed=3), 10_000.0, seed=3)
 
     def longest_first(batch, forecast, now_s):
         return batch.decide((-forecast.service_s).argsort(), forecast.p_on_time < 0.5)
 
     expected = decisions(longest_first, trace)
+    named = decisions(own("longest_first"), trace)
     assert 0 < expected.dropped.sum() < len(trace)
-    brought = EntryPoints([EntryPoint("longest", "module:name", registry.ENTRY_POINTS)])
-    monkeypatch.setattr(
-        registry, "entry_points", lambda group: brought.select(group=group)
-    )
-    monkeypatch.setattr(EntryPoint, "load", lambda _: longest_first)
-    for name in (own("longest_first"), "longest"):
-        for column in ("finish_s", "dropped"):
-            np.testing.assert_array_equal(
-                getattr(decisions(name, trace), column), getattr(expected, column)
-            )
-    with pytest.raises(
-        InvalidInput, match="bid-price, longest; did you mean 'longest'"
-    ):
-        policy("longes", slo_s=1.0, cores=1)
+    for column in ("finish_s", "dropped"):
+        np.testing.assert_array_equal(getattr(named, column), getattr(expected, column))
 
 
 def test_a_file_begins_anew_with_each_run(own):
@@ -490,24 +483,27 @@ def test_a_file_that_cannot_be_run_is_named(tmp_path, text, says):
 
 
 @pytest.mark.parametrize(
-    ("name", "changed", "says"),
+    ("name", "params", "message"),
     [
-        ("hybird", {}, "did you mean 'hybrid'"),
-        ("drop", {"band_s": -1.0}, "band_s=-1"),
-        ("random-drop", {"drop_share": 2.0}, "drop_share=2"),
-        ("late-edf", {"flight": 0.0}, "flight=0"),
-        ("late-edf", {"flight": np.inf}, "flight=inf"),
-        ("late-edf", {"least_p": 1.5}, "least_p=1.5"),
-        ("bid-price", {"gap": -0.1}, "gap=-0.1"),
-        ("bid-price", {"groups": 0}, "groups=0"),
-        ("late-edf", {"gap": 0.1}, "only 'bid-price' has"),
-        ("fifo", {"terms": BidPriceParameters()}, "'fifo' not these"),
-        ("codel", {"terms": BidPriceParameters()}, "a queue QueueParameters"),
-        ("bid-price", {"terms": USED}, "'bid-price' takes BidPriceParameters"),
-        ("bid-price", {"terms": BidPriceParameters(probe=0)}, "probe=0"),
-        ("envoy", {"terms": QueueParameters(window=0)}, "window=0"),
+        ("hybird", lambda: None, "did you mean 'hybrid'"),
+        (
+            "random-drop",
+            lambda: RandomDrop(2.0),
+            "share must be between 0 and 1",
+        ),
+        ("late-edf", lambda: LateBound(flight=0.0), "flight must be positive"),
+        ("late-edf", lambda: LateBound(flight=np.inf), "flight must be .* got inf"),
+        ("late-edf", lambda: LateBound(least_p=1.5), "least_p must be .* got 1.5"),
+        ("envoy", lambda: QueueParameters(window=0), "window must be positive"),
+        ("bid-price", lambda: BidPriceParameters(gap=-0.1), "gap must be at least 0"),
+        ("bid-price", lambda: BidPriceParameters(groups=0), "groups=0"),
+        ("bid-price", lambda: BidPriceParameters(probe=0), "probe must be positive"),
+        ("late-edf", lambda: BidPriceParameters(gap=0.1), "must be LateBound, got Bid"),
+        ("fifo", BidPriceParameters, "must be NoParameters, got BidPriceParameters"),
+        ("bid-price", QueueParameters, "must be BidPriceParameters, got Queue"),
+        ("bid-price", Defects, "must be BidPriceParameters, got Defects"),
     ],
 )
-def test_parameters_that_no_policy_can_have_are_refused(name, changed, says):
-    with pytest.raises(InvalidInput, match=says):
-        made(name, **changed)
+def test_policy_rejects_parameters(name, params, message):
+    with pytest.raises(InvalidInput, match=message):
+        made(name, params())

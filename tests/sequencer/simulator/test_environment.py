@@ -17,7 +17,7 @@ from gymnasium.utils.env_checker import check_env
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.sequencer.core.trace import Forecast, KeySets, Trace
 from thesis_lib.sequencer.policies.registry import policy
-from thesis_lib.sequencer.simulator.simulator import Delays, simulate
+from thesis_lib.sequencer.simulator.simulator import Delays, SystemConfig, simulate
 from thesis_lib.sequencer.workload.arrivals import at_rate
 from thesis_lib.sequencer.workload.scenarios import scenario
 
@@ -56,7 +56,9 @@ def test_an_episode_is_the_run_of_the_policy_that_was_learned(window, delays):
         drawn = int(np.random.default_rng(seed).integers(2**31))
         trace, estimated_s = episode(drawn)
         own = policy(scored(scores, window), slo_s=SLO_S, cores=CORES)
-        ran = simulate(trace, own, estimated_s, cores=CORES, slo_s=SLO_S, **delays)
+        ran = simulate(
+            trace, own, estimated_s, SystemConfig(cores=CORES, slo_s=SLO_S, **delays)
+        )
         for column in fields(history):
             ours, theirs = (getattr(h, column.name) for h in (history, ran))
             np.testing.assert_array_equal(ours, theirs, err_msg=column.name)

@@ -18,7 +18,7 @@ from services import (
 )
 
 from thesis_lib.common.errors import InvalidInput
-from thesis_lib.sequencer import policy, simulate
+from thesis_lib.sequencer import SystemConfig, policy, simulate
 from thesis_lib.sequencer.core.trace import Decision
 from thesis_lib.sequencer.policies import queues
 from thesis_lib.sequencer.policies.recalibration import COMMITS, MEAN_X, MEAN_Y, SLOPE
@@ -31,9 +31,11 @@ from thesis_serve.admission import machine as machine_room
 def test_it_decides_as_the_simulator_does(name, load, monkeypatch):
     trace, estimated_s = crowd(700, load, seed=3)
     simulated = simulate(
-        trace, machine_room.at_hand(policy(name, slo_s=SLO_S, cores=WORKERS), WORKERS),
-        estimated_s, cores=WORKERS, slo_s=SLO_S,
-    )  # fmt: skip
+        trace,
+        machine_room.at_hand(policy(name, slo_s=SLO_S, cores=WORKERS), WORKERS),
+        estimated_s,
+        SystemConfig(cores=WORKERS, slo_s=SLO_S),
+    )
     for room in (4096, 1):  # with room for all, and room made again and again
         monkeypatch.setattr(machine_room, "_ROOM", room)
         live = sequencer(name, trace)
@@ -53,9 +55,11 @@ def test_it_closes_batches_as_the_simulator_does(name, timer, monkeypatch):
     trace, estimated_s = crowd(700, 1.3, seed=3)
     batches = {"batch_size": 7, "flush_s": timer * SLO_S}
     simulated = simulate(
-        trace, machine_room.at_hand(policy(name, slo_s=SLO_S, cores=WORKERS), WORKERS),
-        estimated_s, cores=WORKERS, slo_s=SLO_S, **batches,
-    )  # fmt: skip
+        trace,
+        machine_room.at_hand(policy(name, slo_s=SLO_S, cores=WORKERS), WORKERS),
+        estimated_s,
+        SystemConfig(cores=WORKERS, slo_s=SLO_S, **batches),
+    )
     for room in (4096, 1):
         monkeypatch.setattr(machine_room, "_ROOM", room)
         live = sequencer(name, trace, **batches)

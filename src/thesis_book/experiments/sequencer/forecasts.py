@@ -18,8 +18,9 @@ from thesis_lib.sequencer.estimators.models import LEVELS, STEP
 from thesis_lib.sequencer.experiments.configuration import Estimate, SimulationConfig
 from thesis_lib.sequencer.experiments.grid import Paired, run_paired
 from thesis_lib.sequencer.experiments.metrics import counted
-from thesis_lib.sequencer.policies.registry import CORRECTED, Policy
-from thesis_lib.sequencer.simulator.simulator import simulate
+from thesis_lib.sequencer.policies.parameters import CORRECTED, When
+from thesis_lib.sequencer.policies.registry import Policy
+from thesis_lib.sequencer.simulator.simulator import SystemConfig, simulate
 
 CALIBRATED = 0.3  # of a run, warm-up included, before its latency bounds are judged
 
@@ -39,8 +40,10 @@ def forecast_finish(
         forecast_s[batch.ids] = forecast.finish_s
         return Decision(order=batch.ids, dropped=batch.ids[:0])
 
-    watched = Policy("forecast", rule, batched=False, defects=CORRECTED)
-    history = simulate(trace, watched, estimated_s, cores=cores, slo_s=slo_s)
+    watched = Policy("forecast", rule, when=When.ARRIVAL, defects=CORRECTED)
+    history = simulate(
+        trace, watched, estimated_s, SystemConfig(cores=cores, slo_s=slo_s)
+    )
     return forecast_s, history
 
 

@@ -29,6 +29,7 @@ from thesis_lib.sequencer.experiments.configuration import (
 from thesis_lib.sequencer.experiments.metrics import reduction
 from thesis_lib.sequencer.optimum.bounds import fewest_violations
 from thesis_lib.sequencer.policies.admission import BidPriceParameters
+from thesis_lib.sequencer.policies.parameters import RandomDrop
 from thesis_lib.sequencer.policies.registry import WATCHING
 
 LOADS = (0.9, 0.95, 0.99, 1.1, 1.5)
@@ -123,19 +124,17 @@ def by_estimator(
     lows = {name: {} for name in ("noisy", "goal", *JUDGED_ESTIMATORS)}
     for row, goal in GOALS.items():
         config = goal.cell(transactions)
-        estimators = {
-            name: {"config": config, "estimate": named_estimate(name, config)}
+        runs = {
+            name: grid.replicate(
+                config, ["fifo", "bid-price"], loads, named_estimate(name, config),
+                seeds=seeds, seed=seed,
+            )
             for name in JUDGED_ESTIMATORS
-        }
-        runs = grid.run_grid(
-            estimators, "estimator", policies=["fifo", "bid-price"], loads=loads,
-            seeds=seeds, seed=seed,
-        )  # fmt: skip
+        }  # fmt: skip
         for load in loads:
             lows["goal"][row, load] = 100 * goal.reduction[LOADS.index(load)]
-            for name in estimators:
-                at = runs.loc[runs["estimator"] == name]
-                lows[name][row, load] = 100 * reduction(at, "bid-price", load).low
+            for name, of in runs.items():
+                lows[name][row, load] = 100 * reduction(of, "bid-price", load).low
     return pd.DataFrame(lows).rename_axis(["row", "load"])
 
 
@@ -153,7 +152,7 @@ def constants(
         for name in ("step", "relief", "window", "reserve", "haste")
         for word, factor in (("half", 0.5), ("twice", 2.0))
     }
-    policies = {" ".join(of): ("bid-price", {"terms": t}) for of, t in varied.items()}
+    policies = {" ".join(of): ("bid-price", terms) for of, terms in varied.items()}
     made = grid.compare_designs(config, policies, loads, seeds).rename_axis(
         columns=None
     )
@@ -227,8 +226,8 @@ def ablate_components(
     at arrival.
     """
     designs = ("late-demote", "startable-first", "late-edf", "hybrid-corrected")
-    policies = {of: ("bid-price", {"terms": terms}) for of, terms in WITHOUT.items()}
-    policies |= {name: (name, {}) for name in designs}
+    policies = {of: ("bid-price", terms) for of, terms in WITHOUT.items()}
+    policies |= {name: (name, None) for name in designs}
     return grid.run_grid(
         configs, "place", policies=policies, loads=loads, seeds=seeds, seed=seed
     )
@@ -261,8 +260,8 @@ def against_baselines(
     `random-drop` refuses as large a share as bid-price does, at each load. `own` are
     policies of one's own, as FILE.py:FUNCTION, told by file and function.
     """
-    others = {name: (name, {}) for name in BASELINES if name != "random-drop"}
-    others |= {Path(name).name: (name, {}) for name in own}
+    others = {name: (name, None) for name in BASELINES if name != "random-drop"}
+    others |= {Path(name).name: (name, None) for name in own}
     require(
         len(others) == len(BASELINES) - 1 + len(own),
         f"own={[*own]}: two have the same file name and function, which tell them "
@@ -271,10 +270,11 @@ def against_baselines(
     runs = grid.replicate(config, others, loads, seeds=seeds, seed=seed, bound=True)
     blind = [
         grid.replicate(
-            config, ["random-drop"], [load], seeds=seeds, seed=seed,
-            drop_share=metrics.mean(runs, "bid-price", load, "dropped"),
+            config, {"random-drop": ("random-drop", RandomDrop(share))}, [load],
+            seeds=seeds, seed=seed,
         )
         for load in loads
+        for share in [metrics.mean(runs, "bid-price", load, "dropped")]
     ]  # fmt: skip
     return pd.concat([runs, *blind], ignore_index=True)
 
@@ -300,7 +300,7 @@ def learning(
         )
         for name, policies in (
             (LEARNED, ["fifo", *SIMPLE, "bid-price"]),
-            (CONSTANT, {f"bid-price-{CONSTANT}": ("bid-price", {})}),
+            (CONSTANT, {f"bid-price-{CONSTANT}": ("bid-price", None)}),
         )
     )  # fmt: skip
     return pd.concat([learned, blind], ignore_index=True)
@@ -443,7 +443,10 @@ def price_of_fairness(
     mode.
     """
     groups = len(config.make_trace(grid.paired_seeds(seed, 1)[0][0]).kinds)
-    policies = {str(gap): ("bid-price", {"gap": gap, "groups": groups}) for gap in gaps}
+    policies = {
+        str(gap): ("bid-price", BidPriceParameters(gap=gap, groups=groups))
+        for gap in gaps
+    }
     runs = grid.replicate(config, policies, [load], seeds=seeds, seed=seed)
     rows = []
     for gap in gaps:

@@ -41,9 +41,9 @@ from thesis_lib.sequencer.core.events import (
 )
 from thesis_lib.sequencer.core.locks import NONE, book, release
 from thesis_lib.sequencer.core.trace import F64, I64, Bool, History, KeySets, Trace
+from thesis_lib.sequencer.policies.decisions import decide_into
 from thesis_lib.sequencer.policies.lookahead import SPREAD, Memory
 from thesis_lib.sequencer.policies.registry import Policy
-from thesis_lib.sequencer.policies.rules import decide_into
 
 # What a row of a partition stands for. A local transaction is one row, WHOLE; one that
 # crosses is four in a row in each of its partitions: what is decided on, a message that

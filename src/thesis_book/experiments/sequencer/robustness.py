@@ -276,13 +276,15 @@ def workload_cells(
         ycsb_name(at): ycsb(n, scale, seed, theta=theta)
         for at, theta in enumerate(ZIPF_EXPONENTS)
     }
-    given = {"transactions": transactions, "cores": CORES}
-    made = {"A": SimulationConfig.of_scenario("A", **given)} | {
+    made = {
+        "A": SimulationConfig.of_scenario("A", transactions=transactions, cores=CORES)
+    } | {
         name: SimulationConfig.of_trace(
-            priced(log, prices, SERVICE_SIGMA, seed), **given
+            priced(log, prices, SERVICE_SIGMA, seed), transactions=transactions,
+            cores=CORES,
         )
         for name, log in logs.items()
-    }
+    }  # fmt: skip
     by_type = {
         f"{name}, {factor} x median": made[name].by_type(factor)
         for name in ("A", "TPC-C")

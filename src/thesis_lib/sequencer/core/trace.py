@@ -480,9 +480,10 @@ class History:
 
     Dropped transactions have NaN in every time but `decided_s`.
 
-    >>> from thesis_lib.sequencer import policy, scenario, simulate
+    >>> from thesis_lib.sequencer import SystemConfig, policy, scenario, simulate
+    >>> system = SystemConfig(cores=8, slo_s=0.0125)
     >>> trace, fifo = scenario("A", n=3, seed=1), policy("fifo", slo_s=0.0125, cores=8)
-    >>> history = simulate(trace, fifo, trace.service_s, cores=8, slo_s=0.0125)
+    >>> history = simulate(trace, fifo, trace.service_s, system)
     >>> (1e3 * history.latency_s).round(2)  # milliseconds
     array([0.47, 0.57, 1.43])
     """

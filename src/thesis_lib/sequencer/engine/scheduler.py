@@ -38,9 +38,10 @@ from thesis_lib.sequencer.core.trace import (
 from thesis_lib.sequencer.engine.storage import UNITS, Storage
 from thesis_lib.sequencer.engine.workers import COMMITTED as DID_COMMIT
 from thesis_lib.sequencer.engine.workers import Workers
+from thesis_lib.sequencer.policies.decisions import decide_by, decider
 from thesis_lib.sequencer.policies.lookahead import SPREAD
 from thesis_lib.sequencer.policies.registry import Policy, decide
-from thesis_lib.sequencer.policies.rules import FIFO, decide_by, decider
+from thesis_lib.sequencer.policies.rules import FIFO
 from thesis_lib.sequencer.workload.features import static_features, static_names
 from thesis_lib.sequencer.workload.transactions import Log
 

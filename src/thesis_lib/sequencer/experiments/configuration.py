@@ -5,14 +5,14 @@ Load 1 is the rate at which FIFO saturates, measured on transactions of its own.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, Self, TypedDict, Unpack
 
 import numpy as np
 
 from thesis_lib.common.answers import remembered
 from thesis_lib.common.errors import choice, require, require_count
 from thesis_lib.common.stats import Interval, mean_interval
-from thesis_lib.sequencer.core.events import NO_DELAYS, Delays
+from thesis_lib.sequencer.core.events import Delays
 from thesis_lib.sequencer.core.trace import F64, History, Trace, trace_hash
 from thesis_lib.sequencer.estimators.models import ESTIMATORS, LEARNED, predict_all
 from thesis_lib.sequencer.estimators.models import estimator as named_estimator
@@ -23,9 +23,10 @@ from thesis_lib.sequencer.experiments.metrics import (
     summarise,
     type_objectives_s,
 )
-from thesis_lib.sequencer.policies.registry import Policy, rule_options
+from thesis_lib.sequencer.policies.parameters import Parameters
+from thesis_lib.sequencer.policies.registry import OwnRule, Policy, rule_parameters
 from thesis_lib.sequencer.policies.registry import policy as named_policy
-from thesis_lib.sequencer.simulator.simulator import replay, simulate
+from thesis_lib.sequencer.simulator.simulator import SystemConfig, replay, simulate
 from thesis_lib.sequencer.workload.arrivals import poisson_arrivals
 from thesis_lib.sequencer.workload.features import with_features
 from thesis_lib.sequencer.workload.scenarios import (
@@ -169,17 +170,29 @@ def named_estimate(
 Arrivals = Callable[[float, int, np.random.Generator], F64]  # rate, n -> (n,) times
 
 
-@dataclass(frozen=True, slots=True)
-class SimulationConfig:
+class SystemOptions(TypedDict, total=False):
+    """Fields of a SimulationConfig that a scenario or a trace has defaults for."""
+
+    cores: int
+    slo_s: float
+    batch_size: int
+    flush_s: float
+    delays: Delays
+    clients: int | None
+    constants: Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulationConfig(SystemConfig):
     """Everything about a simulation but its load, policy and seed.
 
     With `clients` the loop is closed, and a load says what these would submit if
     answers took no time: each thinks for `clients` / (load x saturation). With
-    `objectives_s`, each type of transaction has an objective of its own, and `slo_s` is
-    what a policy takes for its constants. `saturation` is the rate that load 1 stands
-    for with its interval, None where it was not measured by probes. `constants`
-    holds those of rules by name, such as `late-sjf`, instead of the ones that the
-    package ships, which were tuned for scenario A.
+    `objectives_s`, each type of transaction has an SLO of its own, and `slo_s` is what
+    a policy takes for its constants. `saturation` is the rate that load 1 stands for
+    with its interval, None where it was not measured by probes. `constants` holds those
+    of rules by name, such as `late-sjf`, instead of the ones that the package ships,
+    which were tuned for scenario A.
 
     >>> from thesis_lib.sequencer import SimulationConfig, scenario
     >>> config = SimulationConfig.of_scenario("A", transactions=500)
@@ -197,33 +210,33 @@ class SimulationConfig:
 
     make_trace: Callable[[int], Trace]  # seed -> transactions; arrivals are replaced
     saturation_per_s: float
-    cores: int
     slo_s: float
-    batch_size: int = 10
-    flush_s: float = np.inf
-    delays: Delays = NO_DELAYS
-    clients: int | None = None
     arrivals: Arrivals = poisson_arrivals
     objectives_s: tuple[float, ...] | None = None
     saturation: Interval | None = None
     constants: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        SystemConfig.__post_init__(self)
         for rule, constants in self.constants.items():
-            rule_options(rule, constants)  # rejects names that it does not know
+            rule_parameters(rule, constants)  # rejects names that it does not know
 
-    def think_s(self, load: float) -> float:
+    def think_time_s(self, load: float) -> float:
         """How long a client of a closed loop thinks at this load; 0 at infinity."""
         require(load > 0, f"load={load:g}: expected a positive one for a closed loop")
         return (self.clients or 0) / (load * self.saturation_per_s)
 
-    def policy(self, name: str, **options) -> Policy:
-        """The policy of this name on this machine; `options` as `policy`."""
-        if name in self.constants:
-            options = rule_options(name, self.constants[name]) | options
+    def policy(self, name: str | OwnRule, params: Parameters | None = None) -> Policy:
+        """Return the policy of this name on this machine.
+
+        Without `params` it has those of `constants`, and the shipped ones else.
+        """
+        if params is None and isinstance(name, str) and name in self.constants:
+            params = rule_parameters(name, self.constants[name])
         return named_policy(
-            name, slo_s=self.slo_s, cores=self.cores, lag_s=self.delays.lag_s, **options
-        )
+            name, slo_s=self.slo_s, cores=self.cores, lag_s=self.delays.lag_s,
+            params=params,
+        )  # fmt: skip
 
     def arrange(self, transactions: Trace, load: float, seed: int) -> Trace:
         """The transactions as they arrive at this load; unchanged in a closed loop.
@@ -250,11 +263,8 @@ class SimulationConfig:
         slo_s = self.slo_s
         if self.objectives_s is not None:
             slo_s = np.array(self.objectives_s)[trace.kind]
-        return simulate(
-            trace, policy, estimated_s, cores=self.cores, slo_s=slo_s,
-            batch_size=self.batch_size, flush_s=self.flush_s, delays=self.delays,
-            clients=self.clients, think_s=self.think_s(load),
-        )  # fmt: skip
+        system = replace(self, slo_s=slo_s, think_s=self.think_time_s(load))
+        return simulate(trace, policy, estimated_s, system)
 
     def run(
         self, trace: Trace, policy: Policy, estimated_s: F64, load: float
@@ -281,36 +291,38 @@ class SimulationConfig:
 
     @classmethod
     def of_scenario(
-        cls, name: str, *, transactions: int, warehouses: int | None = None, **options
-    ) -> Self:
+        cls, name: str, *, transactions: int, warehouses: int | None = None,
+        **system: Unpack[SystemOptions],
+    ) -> Self:  # fmt: skip
         """A reference scenario, its `saturation` measured on transactions of its own.
 
-        `options` are fields of SimulationConfig.
+        `system` holds fields of SimulationConfig; cores and SLO are by default those of
+        the scenario.
         """
         spec = SCENARIOS[choice("scenario", name, SCENARIOS)]
-        options = {"cores": spec.cores, "slo_s": spec.slo_s} | options
+        system = {"cores": spec.cores, "slo_s": spec.slo_s, **system}
         full = saturation(
             lambda n, seed: scenario(name, n, seed, warehouses),
-            cores=options["cores"],
+            cores=system["cores"],
             of=[name, warehouses],
         )
         return cls(
             make_trace=lambda seed: scenario(name, transactions, seed, warehouses),
             saturation_per_s=full.value,
             saturation=full,
-            **options,
+            **system,
         )
 
     @classmethod
     def of_trace(
-        cls, past: Trace, *, transactions: int, cores: int = 4,
-        slo_s: float | None = None, **options,
-    ) -> Self:  # fmt: skip
+        cls, past: Trace, *, transactions: int, **system: Unpack[SystemOptions]
+    ) -> Self:
         """A collected trace as the transactions of an open loop (scenario T).
 
         What a trace of a closed loop says of its arrivals is what the engine made of
-        them, so here they are new: a Poisson process, a seed each. The objective is
-        `default_objective_s` unless given. `options` are fields of SimulationConfig.
+        them, so here they are new: a Poisson process, a seed each. `system` holds
+        fields of SimulationConfig; by default there are 4 cores, and the SLO is
+        `default_objective_s`.
         """
         with np.errstate(over="ignore"):
             mean_s = float(past.service_s.mean()) if len(past) else 0.0
@@ -319,40 +331,37 @@ class SimulationConfig:
             f"the {len(past)} transactions take {mean_s:g} s each in the mean: "
             "expected a trace of service times in seconds",
         )
-        if slo_s is None:
-            slo_s = default_objective_s(past)
-            require(
-                slo_s > 0,
-                "19 of 20 transactions take no time, so twice the 95th percentile of "
-                "their service times is no objective: give one",
-            )
+        system = {"cores": 4, "slo_s": default_objective_s(past), **system}
+        require(
+            system["slo_s"] > 0,
+            "19 of 20 transactions take no time, so twice the 95th percentile of "
+            "their service times is no objective: give one",
+        )
         full = saturation(
             lambda n, seed: from_measured(past, n, seed),
-            cores=cores,
+            cores=system["cores"],
             of=["measured", trace_hash(replace(past, meta={}))],
         )
         return cls(
             make_trace=lambda seed: from_measured(past, transactions, seed),
             saturation_per_s=full.value,
             saturation=full,
-            cores=cores,
-            slo_s=slo_s,
-            **options,
+            **system,
         )
 
 
 def replay_config(
-    judged: Trace, load: float | None = None, **options
+    judged: Trace, load: float | None = None, **system: Unpack[SystemOptions]
 ) -> tuple[SimulationConfig, float]:
     """A trace replayed with the arrivals that it has, and the load that they are.
 
     With a `load`, its inter-arrival times are all stretched by one factor, so that
     their mean is that of the load and their pattern stays. Load 1 is the saturation
-    rate of the same transactions as a Poisson process. `options` as of `of_trace`; in
+    rate of the same transactions as a Poisson process. `system` as of `of_trace`; in
     a closed loop, where arrivals are not read, a load is needed. Raises InvalidInput
     for arrivals that have no rate.
     """
-    config = SimulationConfig.of_trace(judged, transactions=len(judged), **options)
+    config = SimulationConfig.of_trace(judged, transactions=len(judged), **system)
     since_s = judged.arrival_s - judged.arrival_s[0]
     own_per_s = np.inf
     if config.clients is None:

@@ -9,7 +9,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ import joblib
 import numpy as np
 import pandas as pd
 
-from thesis_lib.common.errors import InvalidInput, choice, require, require_count
+from thesis_lib.common.errors import choice, require, require_count
 from thesis_lib.sequencer.core.trace import F64, Trace
 from thesis_lib.sequencer.estimators.models import ESTIMATORS, LEARNED, cut_tail
 from thesis_lib.sequencer.estimators.saved import is_file
@@ -27,15 +27,19 @@ from thesis_lib.sequencer.experiments.configuration import (
     NOISY,
     Estimate,
     SimulationConfig,
+    SystemOptions,
     learned_estimate,
     named_estimate,
     replay_config,
 )
-from thesis_lib.sequencer.policies.registry import (
+from thesis_lib.sequencer.policies.admission import BidPriceParameters
+from thesis_lib.sequencer.policies.parameters import (
     AS_PUBLISHED,
     CORRECTED,
     Defects,
+    Parameters,
 )
+from thesis_lib.sequencer.policies.registry import OwnRule
 
 FITTED = 0.5  # share of a replayed trace, its first, that an estimator is fitted on
 LEAST_FITTED = 100  # transactions there
@@ -150,7 +154,8 @@ def run_paired(
     )
 
 
-Policies = Sequence[str] | Mapping[str, tuple[str, Mapping[str, Any]]]
+# Names, or labels with a name and its parameters, the default ones if None.
+Policies = Sequence[str] | Mapping[str, tuple[str | OwnRule, Parameters | None]]
 
 
 def replicate(
@@ -162,15 +167,14 @@ def replicate(
     seeds: int,
     seed: int,
     bound: bool = False,
-    **options,
 ) -> pd.DataFrame:
     """One row per load, seed and policy, each seed the same for every policy.
 
-    `policies` are names, or labels with a name and options each; `options` are those of
-    all, as of `policy`. Columns: load, seed, policy, then the numbers of `Report` and,
-    as policy "bound", the lower bound if asked for; where types have objectives of
-    their own it takes the longest for all, and is weak. Raises InvalidInput
-    for a bound on a closed loop, whose arrivals are what the policy makes of them.
+    `policies` are names, or labels with a name and parameters each. Columns: load,
+    seed, policy, then the numbers of `Report` and, as policy "bound", the lower bound
+    if asked for; where types have SLOs of their own it takes the longest for all, and
+    is weak. Raises InvalidInput for a bound on a closed loop, whose arrivals are what
+    the policy makes of them.
 
     >>> from thesis_lib.sequencer import SimulationConfig, noisy_estimate, replicate
     >>> config = SimulationConfig.of_scenario("A", transactions=500)
@@ -184,11 +188,11 @@ def replicate(
         "a closed loop has no lower bound: its arrivals depend on the policy",
     )
     if not isinstance(policies, Mapping):
-        policies = {name: (name, {}) for name in policies}
+        policies = {name: (name, None) for name in policies}
 
     def measure(at: Paired) -> Iterator[dict]:
-        for label, (name, own) in policies.items():
-            policy = config.policy(name, **options, **own)
+        for label, (name, params) in policies.items():
+            policy = config.policy(name, params)
             report = config.run(at.trace, policy, at.estimated_s, at.load)
             yield {"policy": label} | metrics.numbers(report)
         if bound:
@@ -203,18 +207,19 @@ def replicate(
 
 
 def run_grid(
-    cases: Mapping[Any, SimulationConfig | Mapping[str, Any]], by: str, **common: Any
-) -> pd.DataFrame:
-    """The rows of `replicate` in every case, whose label the column `by` keeps.
-
-    A case is a configuration, or holds those arguments of `replicate` that differ;
-    `common` is what all share, their seeds among it.
-    """
-    made = []
-    for label, case in cases.items():
-        differs = {"config": case} if isinstance(case, SimulationConfig) else case
-        made.append(replicate(**{**common, **differs}).assign(**{by: label}))
-    return pd.concat(made, ignore_index=True)
+    cases: Mapping[Any, SimulationConfig], by: str, policies: Policies,
+    loads: Iterable[float], *, seeds: int, seed: int, bound: bool = False,
+) -> pd.DataFrame:  # fmt: skip
+    """The rows of `replicate` in every case, whose label the column `by` keeps."""
+    loads = list(loads)
+    runs = [
+        replicate(config, policies, loads, seeds=seeds, seed=seed, bound=bound)
+        for config in cases.values()
+    ]
+    labelled = zip(cases, runs, strict=True)
+    return pd.concat(
+        [rows.assign(**{by: label}) for label, rows in labelled], ignore_index=True
+    )
 
 
 def against_sequencing(
@@ -264,21 +269,19 @@ def ablation(
 
     def labelled(cut: bool) -> Policies:
         return {
-            " ".join(variant): (policy, {"defects": defects})
+            " ".join(variant): (policy, defects)
             for variant, defects in variants.items()
             if defects.cut_tail == cut
         }
 
-    cases = {
-        cut: {
-            "policies": labelled(cut),
-            "estimate": learned_estimate(estimator, cut_tail(past) if cut else past),
-        }
+    runs = pd.concat(
+        replicate(
+            config, labelled(cut), [load],
+            learned_estimate(estimator, cut_tail(past) if cut else past),
+            seeds=seeds, seed=seed,
+        )
         for cut in (False, True)
-    }
-    runs = run_grid(
-        cases, "cut_tail", config=config, loads=[load], seeds=seeds, seed=seed
-    )
+    )  # fmt: skip
     rows = []
     for start, defect in variants:
         row: dict[str, str | float] = {"from": start, "defect": defect}
@@ -311,186 +314,148 @@ def compare_designs(
 
 
 # --- One point of the evaluation -----------------------------------------------
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """One point of the evaluation: transactions, their arrivals, estimates, a system.
+
+    A learned estimator is fitted on another seed of a scenario, or on the first half of
+    a trace, of which only the rest is replayed. `estimator` may also name a file of
+    `save_estimator`. Raises InvalidInput for values that contradict one another.
+    """
+
+    scenario: str | None = None  # either a name: A, B or C
+    trace: Trace | Path | str | None = None  # or a trace to replay, or its file,
+    rows: tuple[int, int] | None = None  # of which only these rows are read
+    load: float | None = None  # over FIFO's saturation rate; None: as the trace arrives
+    estimator: str = "noisy"
+    noise: float = NOISE  # sigma of the estimator "noisy"
+    bias: float = 1.0  # multiplies every estimate
+    seed: int = 0
+    transactions: int | None = None  # None: 20,000 of a scenario, all of a trace
+    warehouses: int | None = None  # of the scenario
+    system: SystemOptions = field(default_factory=SystemOptions)
+
+    def __post_init__(self) -> None:
+        load, clients = self.load, self.system.get("clients")
+        require(load is None or load > 0, f"load={load} must be positive")
+        require(
+            load != np.inf or clients is not None,
+            "load=inf needs clients of a closed loop, who then do not think between "
+            "two transactions: expected a finite load in an open one",
+        )
+        require(
+            (self.scenario is None) != (self.trace is None),
+            "give either a scenario or a trace: exactly one of the two",
+        )
+        require(
+            self.trace is not None or self.rows is None,
+            f"rows={self.rows} are of a trace, and a scenario has none: give "
+            "transactions instead",
+        )
+        require(
+            self.trace is None or self.warehouses is None,
+            f"warehouses={self.warehouses} belongs to a scenario: a trace says itself "
+            "which keys its transactions lock",
+        )
+        require(
+            self.trace is not None or load is not None,
+            "a scenario has no arrivals of its own: give the load, such as 1.1",
+        )
+        require(
+            0 < self.bias < np.inf,
+            f"bias={self.bias:g}: expected a positive, finite factor; 1 leaves "
+            "estimates alone",
+        )
+        if clients is not None:
+            require_count("clients", clients)
+        if not is_file(self.estimator):
+            choice("estimator", self.estimator, ESTIMATORS)
+
+    def prepare(self) -> "Point":
+        """Return the configuration, the load and the estimates of this point."""
+        point = self._in_scenario() if self.trace is None else self._on_trace()
+        estimate = point.estimate
+        return point._replace(
+            estimate=lambda trace, seed: self.bias * estimate(trace, seed)
+        )
+
+    def _in_scenario(self) -> "Point":
+        assert self.scenario is not None
+        assert self.load is not None
+        n = 20_000 if self.transactions is None else self.transactions
+        config = SimulationConfig.of_scenario(
+            self.scenario, transactions=n, warehouses=self.warehouses, **self.system
+        )
+        fitted_on = n if self.estimator in LEARNED else 0
+        estimate = named_estimate(self.estimator, config, self.noise)
+        return Point(config, self.load, estimate, "Poisson", fitted_on, n)
+
+    def _on_trace(self) -> "Point":
+        judged, past = self.trace, None
+        if not isinstance(judged, Trace):
+            assert judged is not None
+            judged = Trace.read(judged, self.rows)
+        if self.estimator in LEARNED:
+            past, judged = _held_out(judged, self.estimator)
+        n = len(judged) if self.transactions is None else self.transactions
+        require(
+            1 <= n <= len(judged),
+            f"transactions={n}: expected 1 to the {len(judged)} that are to be "
+            "replayed",
+        )
+        config, load = replay_config(
+            judged.take(np.arange(n)), self.load, **self.system
+        )
+        estimate = (
+            named_estimate(self.estimator, config, self.noise)
+            if past is None
+            else learned_estimate(self.estimator, past)
+        )
+        arrivals = "its own" if self.load is None else "its own, stretched"
+        fitted_on, drawn = 0 if past is None else len(past), self.estimator == "noisy"
+        return Point(config, load, estimate, arrivals, fitted_on, n, drawn)
+
+
 class Point(NamedTuple):
     """A configuration, a load, and the estimates that a policy gets there."""
 
     config: SimulationConfig
     load: float
     estimate: Estimate
-    labels: dict[str, Any]  # how the estimates and arrivals came about
+    arrivals: str  # how they came about
+    fitted_on: int  # transactions that the estimator has learned from
     transactions: int
     drawn: bool = True  # whether one seed differs from another
 
+    def run(self, policies: Policies, seeds: int, seed: int) -> pd.DataFrame:
+        """Run every policy, and the lower bound where the loop is open."""
+        return replicate(
+            self.config, policies, [self.load], self.estimate,
+            seeds=seeds if self.drawn else min(seeds, 1), seed=seed,  # else all alike
+            bound=self.config.clients is None,
+        )  # fmt: skip
 
-def simulate_cell(
-    *, policy: str, seeds: int = 5, seed: int = 0, gap: float = np.inf, **options: Any
-) -> dict:
-    """What `thesis simulate` says: a policy in a `scenario` or on a `trace`.
-
-    `policy` stands beside FIFO and the lower bound on the same seeds. `gap` bounds, for
-    bid-price, how much larger the share of violations of one type may be than of
-    another. `options` are those of `_point`, and what `SimulationConfig` may be made
-    with; None stands for what is not given. Shares are fractions of 1; intervals are
-    (low, high), and None where a replayed trace is one sample and nothing was drawn for
-    it; a closed loop has no lower bound (None). Raises InvalidInput for anything that
-    cannot be run.
-    """
-    point = _point(**options)
-    fair: dict = {}
-    if gap != np.inf:
-        fair = {"gap": gap, "groups": len(point.config.make_trace(seed).kinds)}
-    designs = {"fifo": ("fifo", {}), policy: (policy, fair)}
-    return _said(point, _runs(point, designs, seeds, seed), policy)
-
-
-def compare_policies(
-    policies: Sequence[str], *, seeds: int = 8, seed: int = 0, **options: Any
-) -> dict:
-    """Which policy has the fewest violations, judged on seeds that did not choose it.
-
-    In a scenario, the one with the fewest on `seeds` seeds is `chosen`, and stands
-    against each of the others on as many more. `policies` holds what `simulate_cell`
-    says of each on those, the fewest violations first, with `more`, by how much its
-    share is larger than that of the chosen one, the ends of that in `more_ci`, and in
-    `chosen_has` whether the chosen one has "fewer" or "more" violations, or that is
-    "untold" for all of them together (`told_apart`). A trace is one sample of
-    transactions, of which seeds draw the errors of the estimates alone: the same seeds
-    choose and judge, and neither interval nor side is given. `options` are those of
-    `simulate_cell` but for `gap`. Raises InvalidInput for one policy alone.
-    """
-    names = list(dict.fromkeys(policies))
-    require(len(names) > 1, f"policies={names}: expected two or more to compare")
-    require_count("seeds", seeds)
-    sampled = options.get("trace") is None
-    point = _point(**options)
-    designs = {name: (name, {}) for name in ("fifo", *names)}
-    runs = _runs(point, designs, 2 * seeds if sampled else seeds, seed)
-    chooses, judged = runs.loc[runs["seed"] < seeds], runs.loc[runs["seed"] >= seeds]
-    if not sampled:
-        judged = chooses
-    chosen = min(names, key=lambda name: metrics.mean(chooses, name, point.load))
-    sides: Mapping[str, str] = {}
-    if sampled:
-        beside = metrics.told_apart(judged.query("policy in @names"), chosen)
-        sides = dict(zip(beside["policy"], beside["side"], strict=True))
-    said = []
-    for name in names:
-        more = metrics.difference_interval(
-            *(
-                metrics.column(judged, each, point.load, "violations")
-                for each in (name, chosen)
-            )
-        )
-        ends = (more.low, more.high) if sampled else None
-        compared = {"more": more.value, "more_ci": ends, "chosen_has": sides.get(name)}
-        said.append(_said(point, judged, name) | compared)
-    said.sort(key=lambda each: each["violations"])
-    return {"chosen": chosen, "policies": said}
-
-
-def _point(
-    *, scenario: str | None = None, trace: Trace | Path | str | None = None,
-    bias: float = 1.0, **options: Any,
-) -> Point:  # fmt: skip
-    """A point in a scenario or on a trace; every estimate is multiplied by `bias`.
-
-    `options` are `load`, `estimator`, `transactions`, `noise`, of a trace `rows`, and
-    those of a SimulationConfig.
-    """
-    load, clients = options.get("load"), options.get("clients")
-    require(load is None or load > 0, f"load={load} must be positive")
-    require(
-        load != np.inf or clients is not None,
-        "load=inf needs clients of a closed loop, who then do not think between two "
-        "transactions: expected a finite load in an open one",
-    )
-    if clients is not None:
-        require_count("clients", clients)
-    require(
-        (scenario is None) != (trace is None),
-        "give either a scenario or a trace: exactly one of the two",
-    )
-    require(
-        trace is not None or options.get("rows") is None,
-        f"rows={options.get('rows')} are of a trace, and a scenario has none: give "
-        "transactions instead",
-    )
-    estimator = options.get("estimator") or "noisy"
-    if not is_file(estimator):
-        choice("estimator", estimator, ESTIMATORS)
-    given = {name: value for name, value in options.items() if value is not None}
-    point = (
-        _in_scenario(scenario or "", **given)
-        if trace is None
-        else _on_trace(trace, **given)
-    )
-    require(
-        0 < bias < np.inf,
-        f"bias={bias:g}: expected a positive, finite factor; 1 leaves estimates alone",
-    )
-    return point._replace(estimate=_biased(point.estimate, bias))
-
-
-def _biased(estimate: Estimate, bias: float) -> Estimate:
-    return lambda trace, seed: bias * estimate(trace, seed)
-
-
-def _in_scenario(
-    name: str, load: float | None = None, estimator: str = "noisy", *,
-    transactions: int = 20_000, noise: float = NOISE, **options,
-) -> Point:  # fmt: skip
-    """A reference scenario; a learned estimator is fitted on another seed of it."""
-    if load is None:
-        raise InvalidInput(
-            "a scenario has no arrivals of its own: give the load, such as 1.1"
-        )
-    config = SimulationConfig.of_scenario(name, transactions=transactions, **options)
-    labels = {
-        "estimator": estimator,
-        "fitted_on": transactions if estimator in LEARNED else 0,
-        "arrivals": "Poisson",
-    }
-    estimate = named_estimate(estimator, config, noise)
-    return Point(config, load, estimate, labels, transactions)
-
-
-def _on_trace(
-    trace: Trace | Path | str, load: float | None = None, estimator: str = "noisy", *,
-    transactions: int | None = None, noise: float = NOISE,
-    warehouses: int | None = None, rows: tuple[int, int] | None = None, **options,
-) -> Point:  # fmt: skip
-    """A collected trace or the path of one, replayed: see `replay_config`.
-
-    Of a path only `rows` are read, if given. A learned estimator is fitted on its first
-    half, FITTED of its transactions by arrival, and only what came later is replayed,
-    or its first `transactions`.
-    """
-    require(
-        warehouses is None,
-        f"warehouses={warehouses} belongs to a scenario: a trace says itself which "
-        "keys its transactions lock",
-    )
-    judged, past = trace if isinstance(trace, Trace) else Trace.read(trace, rows), None
-    if estimator in LEARNED:
-        past, judged = _held_out(judged, estimator)
-    n = len(judged) if transactions is None else transactions
-    require(
-        1 <= n <= len(judged),
-        f"transactions={transactions}: expected 1 to the {len(judged)} that are to be "
-        "replayed",
-    )
-    config, at = replay_config(judged.take(np.arange(n)), load, **options)
-    estimate = (
-        named_estimate(estimator, config, noise)
-        if past is None
-        else learned_estimate(estimator, past)
-    )
-    labels = {
-        "estimator": estimator,
-        "fitted_on": 0 if past is None else len(past),
-        "arrivals": "its own" if load is None else "its own, stretched",
-    }
-    return Point(config, at, estimate, labels, n, estimator == "noisy")
+    def result(self, runs: pd.DataFrame, policy: str, estimator: str) -> dict[str, Any]:
+        """Return how a policy was simulated, and its outcome with that of FIFO."""
+        config, load, is_open = self.config, self.load, self.config.clients is None
+        full = config.saturation
+        unsure = {} if self.drawn else {"violations_ci": None, "reduction_ci": None}
+        return {
+            "policy": policy,
+            "estimator": estimator,
+            "fitted_on": self.fitted_on,
+            "arrivals": self.arrivals if is_open else "closed loop",
+            "load": load,
+            "rate_per_s": load * config.saturation_per_s,
+            "saturation_per_s": config.saturation_per_s,
+            "saturation_ci": full and (full.low, full.high),
+            "clients": config.clients,
+            "seeds": runs["seed"].nunique(),
+            "transactions": self.transactions,
+            **metrics.outcome(runs, policy, load),
+            **unsure,
+            "lower_bound": metrics.mean(runs, "bound", load) if is_open else None,
+        }
 
 
 def _held_out(trace: Trace, estimator: str) -> tuple[Trace, Trace]:
@@ -505,32 +470,66 @@ def _held_out(trace: Trace, estimator: str) -> tuple[Trace, Trace]:
     return trace.split(FITTED)
 
 
-def _runs(point: Point, designs: Policies, seeds: int, seed: int) -> pd.DataFrame:
-    """Of every policy, and of the lower bound where the loop is open."""
-    return replicate(
-        point.config, designs, [point.load], point.estimate,
-        seeds=seeds if point.drawn else min(seeds, 1), seed=seed,  # else all the same
-        bound=point.config.clients is None,
-    )  # fmt: skip
+def simulate_cell(
+    policy: str, study: Study, *, seeds: int = 5, gap: float = np.inf
+) -> dict[str, Any]:
+    """What `thesis simulate` prints: a policy, FIFO and the lower bound.
+
+    All run on the same seeds. `gap` bounds, for bid-price, how much larger the share of
+    violations of one type may be than of another. Shares are fractions of 1; intervals
+    are (low, high), and None where a replayed trace is one sample and nothing was drawn
+    for it; a closed loop has no lower bound (None). Raises InvalidInput for anything
+    that cannot be run.
+    """
+    point, fair = study.prepare(), None
+    if gap != np.inf:
+        groups = len(point.config.make_trace(study.seed).kinds)
+        fair = BidPriceParameters(gap=gap, groups=groups)
+    runs = point.run(
+        {"fifo": ("fifo", None), policy: (policy, fair)}, seeds, study.seed
+    )
+    return point.result(runs, policy, study.estimator)
 
 
-def _said(point: Point, runs: pd.DataFrame, policy: str) -> dict:
-    """What is said of a policy: how it was simulated, and its outcome beside FIFO."""
-    config, load, is_open = point.config, point.load, point.config.clients is None
-    full = config.saturation
-    unsure = {} if point.drawn else {"violations_ci": None, "reduction_ci": None}
-    return {
-        "policy": policy,
-        **point.labels,
-        **({} if is_open else {"arrivals": "closed loop"}),
-        "load": load,
-        "rate_per_s": load * config.saturation_per_s,
-        "saturation_per_s": config.saturation_per_s,
-        "saturation_ci": full and (full.low, full.high),
-        "clients": config.clients,
-        "seeds": runs["seed"].nunique(),
-        "transactions": point.transactions,
-        **metrics.outcome(runs, policy, load),
-        **unsure,
-        "lower_bound": metrics.mean(runs, "bound", load) if is_open else None,
-    }
+def compare_policies(
+    policies: Sequence[str], study: Study, *, seeds: int = 8
+) -> dict[str, Any]:
+    """Which policy has the fewest violations, judged on seeds that did not choose it.
+
+    In a scenario, the one with the fewest on `seeds` seeds is `chosen`, and is compared
+    with each of the others on as many more. `policies` holds what `simulate_cell`
+    returns of each on those, the fewest violations first, with `more`, by how much its
+    share is larger than that of the chosen one, the ends of that in `more_ci`, and in
+    `chosen_has` whether the chosen one has "fewer" or "more" violations, or that is
+    "untold" for all of them together (`told_apart`). A trace is one sample of
+    transactions, of which seeds draw the errors of the estimates alone: the same seeds
+    choose and judge, and neither interval nor side is given. Raises InvalidInput for
+    one policy alone.
+    """
+    names = list(dict.fromkeys(policies))
+    require(len(names) > 1, f"policies={names}: expected two or more to compare")
+    require_count("seeds", seeds)
+    sampled, point = study.trace is None, study.prepare()
+    designs = ["fifo", *(name for name in names if name != "fifo")]
+    runs = point.run(designs, 2 * seeds if sampled else seeds, study.seed)
+    chooses, judged = runs.loc[runs["seed"] < seeds], runs.loc[runs["seed"] >= seeds]
+    if not sampled:
+        judged = chooses
+    chosen = min(names, key=lambda name: metrics.mean(chooses, name, point.load))
+    sides: Mapping[str, str] = {}
+    if sampled:
+        beside = metrics.told_apart(judged.query("policy in @names"), chosen)
+        sides = dict(zip(beside["policy"], beside["side"], strict=True))
+    results = []
+    for name in names:
+        more = metrics.difference_interval(
+            *(
+                metrics.column(judged, each, point.load, "violations")
+                for each in (name, chosen)
+            )
+        )
+        ends = (more.low, more.high) if sampled else None
+        compared = {"more": more.value, "more_ci": ends, "chosen_has": sides.get(name)}
+        results.append(point.result(judged, name, study.estimator) | compared)
+    results.sort(key=lambda each: each["violations"])
+    return {"chosen": chosen, "policies": results}

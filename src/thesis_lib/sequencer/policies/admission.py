@@ -86,6 +86,7 @@ class BidPriceParameters(NamedTuple):
     window: float = 500.0  # commits that calibration remembers; with 0 there is none
     probe: float = 50.0  # of so many doubted on estimates alone, one goes in
     gap: float = np.inf  # most that a group's share may exceed the smallest one
+    groups: int = 1  # of transactions, whose shares of violations are compared
 
 
 def initial_state(slo_s: float, groups: int) -> F64:

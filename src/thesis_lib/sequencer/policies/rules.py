@@ -1,33 +1,39 @@
-"""The rules of all policies, compiled: what a batch and its forecast are made into.
+"""The rules of all policies, compiled, and the table `RULES` of the policies.
 
-Simulator and partitions call `decide_into` with the `Code` of a policy
-(`registry.policy`), Python `decide_compiled`, and what runs for real `decide_by`. The
-rule of `bid-price` is in `admission`, what watches a queue in `queues`.
+To add a policy, add a kind of code, its branch in the compiled function of its class
+and its row in `RULES`. The rule of `bid-price` is in `admission`; the functions that
+watch a queue are in `queues`.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
-from numba import types
-from numba.experimental import structref
-from numba.extending import overload
 
 from thesis_lib.common.compiled import njit
-from thesis_lib.sequencer.core.events import State
 from thesis_lib.sequencer.core.locks import NONE, inner
-from thesis_lib.sequencer.core.observed import commit, dispatch
-from thesis_lib.sequencer.core.trace import I64
 from thesis_lib.sequencer.policies.admission import (
     BidPriceParameters,
     bind_late,
     sort_into,
 )
 from thesis_lib.sequencer.policies.lookahead import (
-    Memory,
-    Model,
     in_flight,
     on_time_p,
     schedule_into,
+)
+from thesis_lib.sequencer.policies.parameters import (
+    AS_PUBLISHED,
+    BAND,
+    CORRECTED,
+    Defects,
+    LateBound,
+    Machine,
+    NoParameters,
+    Parameters,
+    QueueParameters,
+    RandomDrop,
+    When,
 )
 from thesis_lib.sequencer.policies.queues import (
     DRAWN,
@@ -42,9 +48,10 @@ from thesis_lib.sequencer.policies.queues import (
     waits_on_a_key,
 )
 
-# Kinds of code.
-FIFO, RANDOM, BANDED, EDF, SJF, LATE, SLACK, SHORT, CAP, CODEL, OURS = range(11)
-ENVOY, GRADIENT, BREAKWATER, LIFO, KEY_CAP, CINNAMON = range(11, 17)
+(  # kinds of code
+    FIFO, RANDOM, BANDED, EDF, SJF, LATE, SLACK, SHORT, CAP, CODEL, OURS, ENVOY,
+    GRADIENT, BREAKWATER, LIFO, KEY_CAP, CINNAMON,
+) = range(17)  # fmt: skip
 OBSERVING = (ENVOY, GRADIENT)  # decide by what has committed
 AT_ARRIVAL = (  # and not again
     CAP, ENVOY, GRADIENT, BREAKWATER, KEY_CAP, CINNAMON, BANDED,
@@ -151,8 +158,8 @@ def _demote(memory, ids, places, now_s, cores):
 
 
 @inner
-def _late(memory, model, ids, now_s, code):
-    """The rule of the simpler designs with late binding; how many run and are dropped.
+def _late(code, memory, model, ids, now_s):
+    """The simpler rules with late binding: how many run and are dropped, and 0 held.
 
     Dropped is what can hardly be on time any more. The others go by deadline, by
     latest start (SLACK) or by estimate (SHORT). What would wait more than `slack_s` for
@@ -189,7 +196,7 @@ def _late(memory, model, ids, now_s, code):
     sort_into(places, made.order, rank, key)
     for at in range(kept):
         made.order[at] = ids[places[at]]
-    return kept, dropped
+    return kept, dropped, 0
 
 
 @inner
@@ -213,8 +220,8 @@ def _critical_first(memory, ids, code):
 
 
 @inner
-def _drop_and_reorder(memory, model, ids, now_s, code):
-    """The rule of the thesis; how many run and are dropped."""
+def _drop_and_reorder(code, memory, model, ids, now_s):
+    """The rule of the thesis: how many run and are dropped, and 0 held."""
     made, b = memory.decided, len(ids)
     finish_s, places = made.finish_s[:b], made.held[:b]
     forecasts = 2 if code.fresh else 1
@@ -235,7 +242,7 @@ def _drop_and_reorder(memory, model, ids, now_s, code):
         i = ids[at]
         late = finish_s[at] > memory.deadline_s[i] + code.allowance_s
         kept, dropped = _put(made, i, code.drops and late, kept, dropped)
-    return kept, dropped
+    return kept, dropped, 0
 
 
 @inner
@@ -346,20 +353,6 @@ def _undirected(code, memory, model, ids, now_s):
 
 
 @inner
-def _thesis(code, memory, model, ids, now_s):
-    """Drop, reorder or both, by the thesis' rule; nothing is held."""
-    order, dropped = _drop_and_reorder(memory, model, ids, now_s, code)
-    return order, dropped, 0
-
-
-@inner
-def _late_binding(code, memory, model, ids, now_s):
-    """Sort and drop by the simple rules of late binding; nothing is held."""
-    order, dropped = _late(memory, model, ids, now_s, code)
-    return order, dropped, 0
-
-
-@inner
 def _bid_price(code, memory, model, ids, now_s):
     """Decide by `bid-price`, which may hold transactions."""
     return bind_late(code.terms, memory, model, ids, now_s)
@@ -370,82 +363,166 @@ def _bid_price(code, memory, model, ids, now_s):
 COMPILED = {
     Fifo: _fifo,
     Undirected: _undirected,
-    Thesis: _thesis,
-    LateBinding: _late_binding,
+    Thesis: _drop_and_reorder,
+    LateBinding: _late,
     BidPrice: _bid_price,
 }
 
 
-def decide_into(
-    code: Code, memory: Memory, model: Model, ids: I64, now_s: float
-) -> tuple[int, int, int]:
-    """Return how many of `ids` (b,), which rise, `code` orders, drops and holds.
+# --- The table of policies --------------------------------------------------------
+class Rule(NamedTuple):
+    """A row of `RULES`: what makes a policy of a rule."""
 
-    Which, stands at the front of the columns of `memory.decided`. For compiled code.
-    """
-    raise TypeError("decide_into is called from Python: use decide_compiled")
-
-
-@overload(decide_into)
-def _decide_into(code, memory, model, ids, now_s):
-    rule = COMPILED[code.instance_class]
-    return lambda code, memory, model, ids, now_s: rule(code, memory, model, ids, now_s)
+    label: str  # in figures and tables
+    when: When
+    code: Callable[[Machine, Any], Code]  # of a machine and of parameters like these:
+    parameters: Parameters = NoParameters()
+    observes: bool = True  # forecasts, or counts, from the database as observed
 
 
-@njit(cache=True)
-def decide_compiled(
-    code: Code, memory: Memory, model: Model, ids: I64, now_s: float
-) -> tuple[I64, I64, I64]:
-    """What a policy with `code` orders, drops and holds of `ids` (b,), which rise."""
-    order, dropped, held = decide_into(code, memory, model, ids, now_s)
-    made = memory.decided
-    return (
-        made.order[:order].copy(),
-        made.dropped[:dropped].copy(),
-        made.held[:held].copy(),
-    )
+def _thesis_code(drops: bool, moves: bool) -> Callable[[Machine, Defects], Thesis]:
+    def code(on: Machine, defects: Defects) -> Thesis:
+        band_s = BAND * on.slo_s
+        return Thesis(
+            BANDED, drops, moves, band=defects.band, fresh=moves and not defects.stale,
+            band_s=band_s, allowance_s=band_s if defects.allowance else 0.0,
+        )  # fmt: skip
+
+    return code
 
 
-@structref.register
-class _DeciderType(types.StructRef):
-    """What numba knows a `Decider` as."""
+def _late_code(
+    kind: int, waits: bool = False, demotes: bool = False
+) -> Callable[[Machine, LateBound], LateBinding]:
+    """With `waits`, what waits for a lock goes last; see `_late` for `demotes`."""
+    return lambda on, own: LateBinding(
+        kind, least_p=own.least_p, slack_s=on.lag_s if waits else np.inf,
+        cores=on.cores if demotes else 0,
+    )  # fmt: skip
 
 
-class Decider(structref.StructRefProxy):
-    """A code, a memory, a model and a world, handed to compiled code as one object.
-
-    To hand over the hundred arrays of a memory takes longer than to decide on a hundred
-    requests with them: for who decides with the same ones again and again.
-    """
-
-
-structref.define_boxing(_DeciderType, Decider)
-structref.define_constructor(
-    Decider, _DeciderType, ["code", "memory", "model", "world"]
+_DROP, _REORDER, _HYBRID = (
+    _thesis_code(*parts) for parts in ((True, False), (False, True), (True, True))
 )
+_BATCH, _ARRIVAL, _LATE = When.FULL_BATCH, When.ARRIVAL, When.ARRIVAL_AND_COMMIT
 
-
-@njit(cache=True)
-def decider(code: Code, memory: Memory, model: Model, world: State) -> Decider:
-    """They as one object, whose arrays they stay; the world is what is observed."""
-    return Decider(code, memory, model, world)  # type: ignore[call-arg]
-
-
-@njit(cache=True)
-def dispatch_by(decider: Decider, ids: I64, now_s: float) -> None:
-    """`dispatch` of `ids` (b,) in the world."""
-    dispatch(decider.world, ids, now_s)  # type: ignore[attr-defined]
-
-
-@njit(cache=True)
-def commit_by(decider: Decider, ids: I64, now_s: float) -> None:
-    """`commit` in the world of `ids` (b,), which have all ended now."""
-    world, now = decider.world, np.full(len(ids), now_s)  # type: ignore[attr-defined]
-    commit(world, ids, world.start_s[ids], now, now_s)
-
-
-@njit(cache=True)
-def decide_by(decider: Decider, ids: I64, now_s: float) -> tuple[I64, I64, I64]:
-    """What `decide_compiled` answers."""
-    code, memory, model = decider.code, decider.memory, decider.model  # type: ignore[attr-defined]
-    return decide_compiled(code, memory, model, ids, now_s)
+RULES = {
+    "fifo": Rule("FIFO", _ARRIVAL, lambda on, _: Fifo(FIFO), observes=False),
+    "drop": Rule("Drop", _BATCH, _DROP, AS_PUBLISHED),
+    "reorder": Rule("Reorder", _BATCH, _REORDER, AS_PUBLISHED),
+    "hybrid": Rule("Hybrid", _BATCH, _HYBRID, AS_PUBLISHED),
+    "drop-corrected": Rule("Drop, corrected", _BATCH, _DROP, CORRECTED),
+    "reorder-corrected": Rule("Reorder, corrected", _BATCH, _REORDER, CORRECTED),
+    "hybrid-corrected": Rule("Hybrid, corrected", _BATCH, _HYBRID, CORRECTED),
+    "fifo-batched": Rule(
+        "FIFO, batched", _BATCH, lambda on, _: Fifo(FIFO), observes=False
+    ),
+    "random-drop": Rule(
+        "random drop",
+        _BATCH,
+        lambda on, own: Undirected(RANDOM, share=own.share, seed=own.seed),
+        RandomDrop(),
+        observes=False,
+    ),
+    "queue-cap": Rule(
+        "capped queue",
+        _ARRIVAL,
+        lambda on, own: Undirected(CAP, room_s=own.room * on.slo_s * on.cores),
+        QueueParameters(),
+    ),
+    "lock-queue-cap": Rule(
+        "capped lock queue",
+        _ARRIVAL,
+        lambda on, own: Undirected(KEY_CAP, most=own.writers),
+        QueueParameters(),
+    ),
+    "codel": Rule(
+        "CoDel",
+        _LATE,
+        lambda on, own: Undirected(
+            CODEL,
+            spare_s=(1 - own.target) * on.slo_s,
+            interval_s=own.interval * on.slo_s,
+        ),
+        QueueParameters(),
+    ),
+    "adaptive-lifo": Rule(
+        "adaptive LIFO",
+        _LATE,
+        lambda on, own: Undirected(
+            LIFO,
+            most=on.places(own.depth),
+            interval_s=own.patience * on.slo_s,
+            spare_s=(1 - own.patience) * on.slo_s,
+            standing_s=(1 - own.standing) * on.slo_s,
+        ),
+        QueueParameters(),
+    ),
+    "breakwater": Rule(
+        "Breakwater",
+        _ARRIVAL,
+        lambda on, own: Undirected(
+            BREAKWATER,
+            cores=on.cores,
+            target_s=own.delay * on.slo_s,
+            interval_s=own.credit * on.slo_s,
+        ),
+        QueueParameters(),
+    ),
+    "envoy": Rule(
+        "Envoy's admission control",
+        _ARRIVAL,
+        lambda on, own: Undirected(
+            ENVOY, seed=own.seed, interval_s=own.window * on.slo_s
+        ),
+        QueueParameters(),
+    ),
+    "cinnamon": Rule(
+        "Cinnamon",
+        _ARRIVAL,
+        lambda on, own: Undirected(
+            CINNAMON,
+            seed=own.seed,
+            most=on.places(own.places),
+            interval_s=own.cycle * on.slo_s,
+            gains=(own.gain, own.sum_gain),
+        ),
+        QueueParameters(),
+    ),
+    "gradient2": Rule(
+        "Gradient2",
+        _ARRIVAL,
+        lambda on, own: Undirected(
+            GRADIENT, cores=on.cores, interval_s=own.gradient * on.slo_s
+        ),
+        QueueParameters(),
+    ),
+    "headroom": Rule(
+        "headroom shedding", _ARRIVAL, lambda on, _: Thesis(BANDED, drops=True)
+    ),
+    "edf": Rule(
+        "earliest deadline", _BATCH, lambda on, _: Undirected(EDF), observes=False
+    ),
+    "sjf": Rule("shortest job", _BATCH, lambda on, _: Undirected(SJF), observes=False),
+    "late-edf": Rule(
+        "earliest deadline, late-bound", _LATE, _late_code(LATE), LateBound(3.0, 0.999)
+    ),
+    "late-sjf": Rule(
+        "shortest job, late-bound", _LATE, _late_code(SHORT), LateBound(4.0, 0.99)
+    ),
+    "least-slack": Rule(
+        "least slack, late-bound", _LATE, _late_code(SLACK), LateBound(10.0, 0.999)
+    ),
+    "startable-first": Rule(
+        "startable first", _LATE, _late_code(LATE, waits=True), LateBound(2.0, 0.999)
+    ),
+    "late-demote": Rule(
+        "late demotion", _LATE, _late_code(LATE, True, True), LateBound(2.0, 0.999)
+    ),
+    "bid-price": Rule(
+        "bid-price",
+        _LATE,
+        lambda on, own: BidPrice(OURS, terms=own),
+        BidPriceParameters(),
+    ),
+}

@@ -6,6 +6,7 @@ log order. Transactions that hold all their locks wait for a core in one FIFO qu
 a transaction that waits for a lock holds no core. Commit releases the locks.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -36,9 +37,9 @@ from thesis_lib.sequencer.core.trace import (
     History,
     Trace,
 )
+from thesis_lib.sequencer.policies.decisions import decide_into
 from thesis_lib.sequencer.policies.lookahead import SPREAD, Feedback, OpenLoop
 from thesis_lib.sequencer.policies.registry import Policy, decide
-from thesis_lib.sequencer.policies.rules import decide_into
 
 
 def replay(
@@ -61,9 +62,6 @@ def replay(
         bool((np.diff(dispatch_s) >= 0).all()),
         "dispatch_s falls somewhere: the log is dispatched in its own order",
     )
-    each_s = np.full(n, slo_s) if np.ndim(slo_s) == 0 else slo_s
-    slo_s = vector("slo_s", each_s, np.float64, n)
-    require_all(slo_s > 0, "slo_s", slo_s, "an objective must be positive")
     require_count("cores", cores)
     state = idle_state(trace.keys, cores)
     state.log[: len(log)] = log
@@ -74,8 +72,16 @@ def replay(
     dropped[log] = False
     decided_s = trace.arrival_s.copy()
     decided_s[log] = dispatch_s
-    deadline_s = trace.arrival_s + slo_s
+    deadline_s = trace.arrival_s + _each_s(slo_s, n)
     return _history(state, trace.arrival_s, deadline_s, decided_s, dropped)
+
+
+def _each_s(slo_s: float | F64, n: int) -> F64:
+    """Return the SLO of each of n transactions."""
+    each_s = np.full(n, slo_s) if np.ndim(slo_s) == 0 else slo_s
+    each_s = vector("slo_s", each_s, np.float64, n)
+    require_all(each_s > 0, "slo_s", each_s, "an SLO must be positive")
+    return each_s
 
 
 def _history(
@@ -134,35 +140,68 @@ class Run(NamedTuple):
         )  # fmt: skip
 
 
-def begin(
-    trace: Trace, policy: Policy, estimated_s: F64, *, cores: int, slo_s: float | F64,
-    batch_size: int = 10, flush_s: float = np.inf, delays: Delays = NO_DELAYS,
-    believed: Delays | None = None, clients: int | None = None, think_s: float = 0.0,
-    spread: float = SPREAD,
-) -> Run:  # fmt: skip
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SystemConfig:
+    """The clients, the sequencer and the database of a simulation; times in seconds.
+
+    Without `clients`, transactions arrive when the trace says (open loop). With them,
+    each client submits the next transaction, in the order of the trace, `think_s` after
+    its last one committed or was dropped (closed loop).
+
+    The sequencer works on one batch at a time. A transaction is in its inbox
+    `delays.read_s` after its arrival. It takes the first `batch_size` of the inbox when
+    there are so many, or `flush_s` after the first of them got there (infinity: never),
+    or when no client is left that could fill the batch; works `delays.sequencer_s` on
+    each, and decides at the end. A policy may have a shorter timer; one that does not
+    wait for batches takes each transaction by itself. `delays.lag_s` passes between
+    decision and booking, and a worker spends `delays.worker_s` on each transaction
+    besides its service; its locks are released `delays.release_s` later.
+
+    Raises InvalidInput for values out of range.
+
+    >>> from thesis_lib.sequencer import SystemConfig
+    >>> SystemConfig(cores=8, slo_s=0.0125).batch_size
+    10
+    """
+
+    cores: int
+    slo_s: float | F64  # target latency of all transactions, or of each (n,)
+    batch_size: int = 10
+    flush_s: float = np.inf
+    delays: Delays = NO_DELAYS
+    believed: Delays | None = None  # that forecasts allow for; None: `delays`
+    clients: int | None = None
+    think_s: float = 0.0
+    spread: float = SPREAD  # relative standard error that forecasts assume of estimates
+
+    def __post_init__(self) -> None:
+        require_count("cores", self.cores)
+        require_count("batch_size", self.batch_size)
+        require(self.flush_s >= 0, f"flush_s={self.flush_s:g} must not be negative")
+        require(
+            0 <= self.think_s < np.inf,
+            f"think_s={self.think_s:g} must be finite and at least 0",
+        )
+        require(self.spread >= 0, f"spread={self.spread:g} must not be negative")
+        if self.clients is not None:
+            require_count("clients", self.clients)
+
+
+def begin(trace: Trace, policy: Policy, estimated_s: F64, config: SystemConfig) -> Run:
     """A run of `simulate`, of which nothing has happened yet.
 
     Raises InvalidInput for bad parameters.
     """
-    n = len(trace)
+    n, delays, clients = len(trace), config.delays, config.clients
     estimated_s = vector("estimated_s", estimated_s, np.float64, n, 0.0)
-    objective_s = np.full(n, slo_s) if np.ndim(slo_s) == 0 else slo_s
-    objective_s = vector("slo_s", objective_s, np.float64, n)
-    require_all(objective_s > 0, "slo_s", objective_s, "an objective must be positive")
-    require_count("cores", cores)
-    require_count("batch_size", batch_size)
-    require(flush_s >= 0, f"flush_s={flush_s:g} must not be negative")
-    require(0 <= think_s < np.inf, f"think_s={think_s:g} must be finite and at least 0")
-    require(spread >= 0, f"spread={spread:g} must not be negative")
-    if clients is not None:
-        require_count("clients", clients)
+    slo_s = _each_s(config.slo_s, n)
     # More than all are as many as all that could fill it, and one.
-    size = min(batch_size, n + 1) if policy.batched else 1
+    size = min(config.batch_size, n + 1) if policy.batched else 1
     setting = RunConfig(
         closed=clients is not None,
-        think_s=float(think_s),
+        think_s=float(config.think_s),
         size=size,
-        flush_s=float(min(flush_s, policy.flush_s)),
+        flush_s=float(min(config.flush_s, policy.flush_s)),
         in_flight=policy.in_flight or 0,
         lag_s=float(delays.lag_s),
         sequencer_s=float(delays.sequencer_s),
@@ -175,67 +214,37 @@ def begin(
         "flushes none: lower batch_size or set flush_s",
     )
     busy_s = trace.service_s + delays.worker_s
-    expected = delays if believed is None else believed
-    state = idle_state(trace.keys, cores)
-    before = front(trace.arrival_s, objective_s, setting, clients or 0)
+    expected = delays if config.believed is None else config.believed
+    state = idle_state(trace.keys, config.cores)
+    before = front(trace.arrival_s, slo_s, setting, clients or 0)
     lookahead = policy.make_lookahead(
         state, trace.keys, estimated_s + expected.worker_s, before.deadline_s,
-        spread, float(expected.lag_s), trace.kind,
+        config.spread, float(expected.lag_s), trace.kind,
     )  # fmt: skip
     return Run(state, before, lookahead, busy_s, setting)
 
 
 def simulate(
-    trace: Trace,
-    policy: Policy,
-    estimated_s: F64,
-    *,
-    cores: int,
-    slo_s: float | F64,
-    batch_size: int = 10,
-    flush_s: float = np.inf,
-    delays: Delays = NO_DELAYS,
-    believed: Delays | None = None,
-    clients: int | None = None,
-    think_s: float = 0.0,
-    spread: float = SPREAD,
+    trace: Trace, policy: Policy, estimated_s: F64, config: SystemConfig
 ) -> History:
     """Run `trace` under `policy`, which sees the estimates (n,) and no truth.
 
-    `slo_s` is one objective or one for each transaction, (n,). Without `clients`,
-    transactions arrive when the trace says (open loop). With them, each client submits
-    the next transaction, in the order of the trace, `think_s` after its last one
-    committed or was dropped (closed loop); the arrivals of the trace are not read.
+    What a decision holds back is decided on again, at no cost, with what has come
+    since, at the next commit or batch. What has committed holds no locks for forecasts.
 
-    The sequencer works on one batch at a time. A transaction is in its inbox
-    `delays.read_s` after its arrival. It takes the first `batch_size` of the inbox when
-    there are so many, or `flush_s` after the first of them got there (infinity: never),
-    or when nobody is left who could fill the batch; works
-    `delays.sequencer_s` on each, and decides at the end. A policy may have a shorter
-    timer of its own; one that does not wait for batches takes each transaction by
-    itself. What a decision holds back is decided on again, at no cost, with what has
-    come since, at the next commit or batch. `delays.lag_s` passes between decision and
-    booking, and a worker spends `delays.worker_s` on each transaction beside its
-    service; its locks are released `delays.release_s` later. Forecasts allow for this
-    lag and this work of a worker, or for those of `believed` where they differ; what
-    has committed holds no locks for them. `spread` is the relative standard error that
-    their probabilities assume.
+    Raises InvalidInput for estimates or SLOs that do not fit the trace, for a decision
+    that does not partition its batch, and for a policy that holds transactions with
+    nothing left to wait for.
 
-    Raises InvalidInput for bad parameters, for a decision that does not partition its
-    batch, and for a policy that holds transactions with nothing left to wait for.
-
-    >>> from thesis_lib.sequencer import policy, scenario, simulate
+    >>> from thesis_lib.sequencer import SystemConfig, policy, scenario, simulate
     >>> bid_price = policy("bid-price", slo_s=0.0125, cores=8)
     >>> trace = scenario("A", n=100, seed=1)
-    >>> history = simulate(trace, bid_price, trace.service_s, cores=8, slo_s=0.0125)
+    >>> system = SystemConfig(cores=8, slo_s=0.0125)
+    >>> history = simulate(trace, bid_price, trace.service_s, system)
     >>> int(history.late.sum()), int(history.dropped.sum())
     (0, 0)
     """
-    run = begin(
-        trace, policy, estimated_s, cores=cores, slo_s=slo_s, batch_size=batch_size,
-        flush_s=flush_s, delays=delays, believed=believed, clients=clients,
-        think_s=think_s, spread=spread,
-    )  # fmt: skip
+    run = begin(trace, policy, estimated_s, config)
     if policy.code is None:
         held = _run_rule(trace, policy, run)
     else:
