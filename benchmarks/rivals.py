@@ -86,7 +86,6 @@ def main(
     *,
     elsewhere: Annotated[bool, ELSEWHERE] = False,
 ) -> None:
-    """Violations in percent of every variant, by setting and load, and their score."""
     record = Record(
         out,
         {
