@@ -101,7 +101,6 @@ def summarise(samples: list[dict]) -> list[dict]:
 
 @benchmark
 def main(out: Path, rounds: int = 10) -> None:
-    """Measure, print, and keep the record."""
     record, samples = Record(out), []
     with ExitStack() as stack:
         ways = {

@@ -176,7 +176,6 @@ def main(
     physical: Annotated[int, "plans in groups"] = 20,
     seed: int = 0,
 ) -> None:
-    """The command."""
     record, start = Record(out), time.perf_counter()
     record.write(
         seed=seed,

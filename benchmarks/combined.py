@@ -220,7 +220,6 @@ def in_nf4(model: nn.Module) -> tuple[Any, int]:
 def main(
     out: Path, *, seeds: int = 3, elsewhere: Annotated[bool, ELSEWHERE] = False
 ) -> None:
-    """The command."""
     require(seeds > 0, f"--seeds {seeds}: expected at least one")
     torch.set_num_threads(1)
     model, tokenizer = smollm2.load()

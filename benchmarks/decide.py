@@ -361,7 +361,6 @@ def held() -> list[dict]:
 
 @benchmark
 def main(out: Path) -> None:
-    """All policies in all ways, and bid-price where ever more is held."""
     record = Record(out, points="cases")
     own_core()
     labelled, estimating = list(cases()), estimates()

@@ -172,7 +172,6 @@ def main(
     only: Annotated[int | None, "stop after so many more seeds"] = None,
     elsewhere: Annotated[bool, ELSEWHERE] = False,
 ) -> None:
-    """Run what is missing; with all seeds done, keep the record."""
     settings = {
         "scenario": "A", "seeds": seeds, "transactions": transactions, "seed": SEED,
         "axes": {axis: list(values) for axis, values in AXES.items()},

@@ -20,7 +20,6 @@ KEPT = ["row", "load", "seed", "policy", "violations", "late", "dropped",
 
 @benchmark
 def main(out: Path, seeds: int = 20, transactions: int = 100_000) -> None:
-    """Run, print, and keep the record."""
     record = Record(out)
     runs = run_goals(seeds=seeds, transactions=transactions, seed=SEED)
     print(against_goals(runs).round(2).to_string())

@@ -312,7 +312,6 @@ def outcome(name: str, part: dict[str, Any]) -> str:
 
 @benchmark
 def main(out: Path, given: Options) -> None:
-    """Every part, and the record."""
     choice("device", given.device, ("cuda", "cpu"))
     require(
         given.device == "cpu" or torch.cuda.is_available(),

@@ -90,7 +90,6 @@ def full() -> dict:
 
 @benchmark
 def main(out: Path, names: list[str] | None = None) -> None:
-    """The named grids, or all of them and the profile."""
     for name in names or [*GRIDS, "full"]:
         found = full() if name == "full" else run(name)
         renew(out, name, **found)

@@ -7,13 +7,13 @@ the rest, which are read all the same), then packed NF4 with all of them.
 
     python benchmarks/headline.py [--help]
 
-Says beforehand how much disk and time it takes, and refuses without them. Processes
-that are done are kept in the working folder: killed and started again, it goes on.
+Reports first how much disk and time it takes, and ends without them. Processes that
+are done are kept in the working folder: killed and started again, it goes on.
 """
 
 import shutil
-import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean, median
 from typing import Annotated, Any
@@ -25,6 +25,7 @@ from timed_decode import count_drains, stream_store
 from thesis_book.execute.provenance import drain
 from thesis_lib.common.errors import choice, require
 from thesis_lib.common.files import cache_folder
+from thesis_lib.common.provenance import seconds_of
 from thesis_lib.common.units import MiB, format_duration, format_size, parse_size
 from thesis_lib.memory.compress.random_weights import synthesise
 from thesis_lib.memory.model.spec import WEIGHTS, Machine, ModelSpec, geometry
@@ -129,13 +130,9 @@ def predicted_s(
 
 
 def stream(
-    folder: str,
-    device_bytes: int,
-    rate: float,
-    steps: int,
-    drain_every: int,
+    folder: str, device_bytes: int, rate: float, steps: int, drain_every: int,
     warm_up: int,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Inside the limit: plan, stream, measure."""
     machine = Machine(device_bytes, rate)
     context = 2 + warm_up + steps
@@ -214,11 +211,8 @@ def pooled(runs: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def write_store(store: Store, folder: Path, given: Options) -> float:
-    """Write the checkpoint unless it is there; the seconds it took."""
-    if (folder / "config.json").is_file():
-        return 0.0  # an earlier run was killed after it was written
-    start = time.perf_counter()
+def write_store(store: Store, folder: Path, given: Options) -> None:
+    """Write the checkpoint."""
     synthesise(
         given.spec,
         folder,
@@ -227,7 +221,6 @@ def write_store(store: Store, folder: Path, given: Options) -> float:
         kind=WEIGHTS[store.weights],
         progress=lambda n, of: tell(f"{store.folder}: layer {n} of {of} written"),
     )
-    return time.perf_counter() - start
 
 
 def survey_left(
@@ -235,14 +228,12 @@ def survey_left(
 ) -> tuple[list[Store], float, str]:
     """Stores that are still to be streamed, the rate of the disk, and how it was read.
 
-    What stands there of an earlier, killed run counts as free.
+    What an earlier, killed run left there is removed.
     """
-    files = (path for kind in left for path in work.glob(f"{kind}-*/*.safetensors"))
-    sizes = {found.st_ino: found.st_size for found in map(Path.stat, files)}
-    standing = sum(sizes.values())  # each once, however many names it has
-    free_bytes = shutil.disk_usage(work).free + standing
+    for folder in work.glob("*-*x*"):
+        shutil.rmtree(folder)
+    free_bytes = shutil.disk_usage(work).free
     stores = survey(given.spec, left, free_bytes, parse_size(given.reserve))
-    stores = [standing_store(work, store) for store in stores]
     rate, how = drain(work) if stores else (None, "nothing left to do")
     (work / "drain.bin").unlink(missing_ok=True)
     return stores, rate or 1e9, how
@@ -276,14 +267,6 @@ def announce(
     )
 
 
-def standing_store(work: Path, store: Store) -> Store:
-    """The store of an earlier, killed run, or this one."""
-    for path in work.glob(f"{store.weights}-{store.layers}x*"):
-        if (path / "config.json").is_file():
-            return replace(store, distinct_layers=int(path.name.rsplit("x", 1)[1]))
-    return store
-
-
 def outcome(name: str, part: dict[str, Any]) -> str:
     """One line about a part."""
     return (
@@ -296,7 +279,6 @@ def outcome(name: str, part: dict[str, Any]) -> str:
 
 @benchmark
 def main(out: Path, given: Options) -> None:
-    """Every part that is missing, store by store, then the record."""
     work = Path(given.work)
     work.mkdir(parents=True, exist_ok=True)
     limits = [parse_size(text) for text in given.limits.split(",")]
@@ -321,7 +303,7 @@ def main(out: Path, given: Options) -> None:
         return
     for store in stores:
         folder = work / store.folder
-        writing_s = write_store(store, folder, given)
+        writing_s = seconds_of(partial(write_store, store, folder, given))
         for name, turn in missing:
             kind, limit = parts[name]
             if kind != store.weights:

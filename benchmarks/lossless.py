@@ -300,7 +300,6 @@ def main(
     rounds: int = 8,
     ring: int = 3,
 ) -> None:
-    """Compare the codecs, then the streams."""
     names = [choice("--codecs", name, CODECS) for name in codecs.split(";")]
     record, start = Record(out), time.perf_counter()
     chosen = {name: CODECS[name]() for name in names}

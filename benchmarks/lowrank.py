@@ -133,7 +133,6 @@ def main(
     tokens: Annotated[int, "of each text"] = 16_384,
     elsewhere: Annotated[bool, ELSEWHERE] = False,
 ) -> None:
-    """Every point that the record lacks."""
     torch.set_num_threads(1)
     model, tokenizer = smollm2.load()
     novels = data_folder() / "text"

@@ -173,7 +173,6 @@ def measure(loaded, log: Log, rounds: int) -> dict:
 
 @benchmark
 def main(out: Path, rounds: int = 3) -> None:
-    """Measure every engine, print, and keep the record."""
     record, log = Record(out), make_log("tpcc", N, 0, warehouses=4)
     engines = {"nothing": measure(Nothing(), log, rounds)}
     for engine in ENGINES:

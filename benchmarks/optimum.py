@@ -45,7 +45,6 @@ def places() -> dict[str, SimulationConfig]:
 
 @benchmark
 def main(out: Path) -> None:
-    """Search, solve, print, and keep the record."""
     record = Record(out)
     seconds, runs, solved = {}, {}, {}
 

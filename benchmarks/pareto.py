@@ -428,7 +428,6 @@ class Options:
 
 @benchmark
 def main(out: Path, given: Options) -> None:
-    """Score every point, then time the checkpoints."""
     given.work.mkdir(parents=True, exist_ok=True)
     dense, novels = smollm2.checkpoint(), data_folder() / "text"
     tokenizer = AutoTokenizer.from_pretrained(dense)

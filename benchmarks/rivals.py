@@ -78,7 +78,6 @@ def main(
     *,
     elsewhere: Annotated[bool, ELSEWHERE] = False,
 ) -> None:
-    """Violations in percent of every variant, by setting and load, and their score."""
     record = Record(
         out,
         {

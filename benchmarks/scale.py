@@ -57,7 +57,6 @@ def cases() -> list[tuple[dict, Case]]:
 
 @benchmark
 def main(out: Path) -> None:
-    """Measure, print, and keep the record."""
     record = Record(out)
     own_core()
     labelled = cases()

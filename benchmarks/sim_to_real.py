@@ -139,7 +139,6 @@ def measure(engine: str, workers: int, repeats: int, n: int) -> tuple[dict, list
 
 @benchmark
 def main(out: Path, repeats: int = 6, transactions: int = 1_500) -> None:
-    """Run every policy live and simulated, print, and keep the record."""
     record, benches, runs = Record(out), [], []
     for workers, engine in product(WORKERS, ENGINES):
         about, rows = measure(engine, workers, repeats, transactions)

@@ -446,7 +446,6 @@ def compare_trees(trees: dict[str, Path]) -> list[dict[str, Any]]:
 def main(
     out: Path, *, against: Annotated[Path | None, "a checkout to compare with"] = None
 ) -> None:
-    """Compare, grow, agree, and keep the record."""
     record = Record(out)
     if against is not None:
         rows = compare_trees({"here": checkout(), "there": against.resolve()})

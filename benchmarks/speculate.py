@@ -228,7 +228,6 @@ def main(
     rounds: Annotated[int, "of the batches"] = 10,
     layers: Annotated[int, "of LLaMA-2-7B"] = 4,
 ) -> None:
-    """The command."""
     record, folder = Record(out), smollm2.checkpoint()
     found = decode(folder, given)
     steps = {"smollm2": time_batches(folder, rounds)}

@@ -28,7 +28,7 @@ import mmap
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from itertools import islice
@@ -91,11 +91,7 @@ DRIFT = 0.05
 RUNTIME_BYTES = 512 * MiB
 DRAINS, DRAIN_WARM_UP = 4, 2
 DRAINED = ("drain_before_s", "drain_after_s")
-_NOT_SETTINGS = (
-    "work",
-    "elsewhere",
-    "attempts",
-)  # of a run, which is the same without them
+_NOT_SETTINGS = ("work", "elsewhere", "attempts")  # a run is the same without them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -423,6 +419,20 @@ def faster(slow: list[float], fast: list[float]) -> dict[str, Any]:
     return {"times": found.pop("ratio"), **found}
 
 
+def comparisons(systems: Iterable[str]) -> Iterator[tuple[str, str, str, str]]:
+    """Name and system of each comparison, the slower system and the faster one."""
+    for system in systems:
+        peer, _, _ = system.partition("-")
+        if system != "streamed":
+            yield "streamed_is_faster", system, system, "streamed"
+        if system in STORED:
+            yield "is_faster_than_accelerate", system, "accelerate", system
+        if system in CONFIGURATIONS:
+            yield "is_faster_than_default", system, peer, system
+        if system in LLAMA[1:]:
+            yield "streamed_q4_is_faster", system, system, "streamed-q4"
+
+
 def summarise(runs: list[dict[str, Any]], warm_up: int) -> dict[str, Any]:
     """What a step of each system takes, reads and holds, against the streamed model."""
     summary: dict[str, Any] = {}
@@ -452,27 +462,9 @@ def summarise(runs: list[dict[str, Any]], warm_up: int) -> dict[str, Any]:
         if system == "streamed":
             fraction = float(np.median(beside) / np.median(steps[system]))
             summary[system]["fraction_of_drain"] = fraction
-    for system in steps:
-        if system != "streamed" and "streamed" in steps:
-            summary[system]["streamed_is_faster"] = faster(
-                steps[system], steps["streamed"]
-            )
-    for system in STORED:
-        if system in steps and "accelerate" in steps:
-            summary[system]["is_faster_than_accelerate"] = faster(
-                steps["accelerate"], steps[system]
-            )
-    for system in CONFIGURATIONS:
-        peer, _, _ = system.partition("-")
-        if {peer, system} <= steps.keys():
-            summary[system]["is_faster_than_default"] = faster(
-                steps[peer], steps[system]
-            )
-    for system in LLAMA[1:]:
-        if {"streamed-q4", system} <= steps.keys():
-            summary[system]["streamed_q4_is_faster"] = faster(
-                steps[system], steps["streamed-q4"]
-            )
+    for name, system, slow, fast in comparisons(steps):
+        if {slow, fast} <= steps.keys():
+            summary[system][name] = faster(steps[slow], steps[fast])
     exact = {
         tuple(run["tokens"])
         for run in runs
@@ -584,7 +576,6 @@ def report(run: dict[str, Any], warm_up: int) -> None:
 
 @benchmark
 def main(out: Path, given: Options) -> None:
-    """Make the runs that are missing, then the record."""
     known = (*SYSTEMS, *STORED, *LLAMA, *CONFIGURATIONS)
     systems = [choice("--systems", name, known) for name in given.systems.split(",")]
     turns = order(systems, given.rounds)

@@ -183,7 +183,6 @@ def resume(folder: Path) -> dict[str, Any]:
 
 @benchmark
 def main(out: Path, rounds: int = 12) -> None:
-    """Measure, print, and keep both records."""
     record, killed = Record(out), Record(out.with_name("sweep_resume.json"))
     (chapter,) = chapters.select(["4"])
     with tempfile.TemporaryDirectory() as name:

@@ -6,7 +6,7 @@ other decides by bid-price. The page shows what becomes of them, and a slider se
 load: load 1 is what a copy was measured to serve while the other was as busy.
 
 It demonstrates and measures nothing: copies, clients and page share this machine's
-cores. `benchmarks/service.py` measures.
+cores. `benchmarks/http_service.py` measures.
 
     python examples/side_by_side.py [--port PORT] [--seconds SECONDS]
 """

@@ -35,10 +35,6 @@ class Mutant:
     now: str
     tests: tuple[str, ...]  # words for pytest, or notebooks for nbval
 
-    def path(self, source: Path) -> Path:
-        """The file, below a copy of src/ that holds benchmarks/ too."""
-        return source / self.file
-
     def fault(self, text: str) -> str:
         """What is wrong with this mutant of a file that reads `text`; '' for nothing"""
         if (times := text.count(self.was)) != 1:
@@ -75,7 +71,7 @@ def chosen(words: list[str]) -> list[Mutant]:
 
 def write_mutant(mutant: Mutant, source: Path) -> None:
     """Replace the line in the copy. Stops if it is not there exactly once."""
-    path = mutant.path(source)
+    path = source / mutant.file
     text = path.read_text()
     if fault := mutant.fault(text):
         sys.exit(fault)

@@ -3,8 +3,9 @@
 import asyncio
 import sys
 from collections.abc import Iterator
+from math import inf
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -132,16 +133,13 @@ def api(
     from thesis_serve.model.api import listen, serve_api
     from thesis_serve.model.service import ModelService
 
-    options: dict[str, Any] = {
-        "policy": policy, "slo_s": units.parse_duration(slo), "slots": slots,
-        "context": context, "pass_tokens": pass_tokens, "ring": ring,
-        "host_bytes": units.parse_size(host_memory), "device": device,
-        "verify": verify, "metered": meter, "most_waiting": most_waiting, "log": log,
-        "report": report,
-    }  # fmt: skip
-    if flush is not None:
-        options["flush_s"] = units.parse_duration(flush)
-    made = ModelService(checkpoint, units.parse_size(device_memory), **options)
+    made = ModelService(
+        checkpoint, units.parse_size(device_memory), policy=policy,
+        slo_s=units.parse_duration(slo), slots=slots, context=context,
+        pass_tokens=pass_tokens, ring=ring, host_bytes=units.parse_size(host_memory),
+        device=device, verify=verify, metered=meter, most_waiting=most_waiting, log=log,
+        flush_s=inf if flush is None else units.parse_duration(flush), report=report,
+    )  # fmt: skip
     listens = listen(host, port, api_key)
     called = f"[{host}]" if ":" in host else host
     address = f"http://{called}:{listens.getsockname()[1]}/v1"

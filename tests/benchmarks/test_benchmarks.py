@@ -115,7 +115,7 @@ PART_ONE = {
             "NUMBER": 2, "EFFORT": 0.1, "WINDOWS": {"B": 3.0},
         },
     ),
-    "predict": ([], {"ROUNDS": 1, "CALLS": 20}),
+    "single_estimate": ([], {"ROUNDS": 1, "CALLS": 20}),
     "rivals": (["300", "1"], {"SETTINGS": {"A": 0.0, "C": 0.0}, "LOADS": (1.1,)}),
     "simulator": (
         [],
@@ -140,7 +140,7 @@ PART_ONE = {
         ["2", "60"],
         {"LOADS": (0.9, 1.1), "WORKERS": (1,), "BURST": 300, "SLO_S": 60.0},
     ),
-    "service": (
+    "http_service": (
         ["1", "40"],
         {
             "LOADS": (1.1,), "POLICIES": ("bare", "fifo", "bid-price"), "BURST": 20,
@@ -171,7 +171,7 @@ PART_TWO = {
         ],
         {"PROMPT": 24, "SHARE": 1.5, "BATCHES": (1, 2), "PERIOD": 0},
     ),
-    "prediction": (
+    "step_times": (
         ["--checkpoint", "TINY", "--plans", "2", "--rounds", "1"],
         {"PASSES": (1, 4), "SEQUENCES": (1, 2), "STEPS": 1, "SHARES": (0.5, 1.5)},
     ),
@@ -260,7 +260,7 @@ def test_violations_of_a_streamed_model_are_those_of_the_record(
     patched, tiny_smollm2, tmp_path
 ):
     patched(
-        "serving",
+        "model_service",
         CASES={
             "streamed": {1.1: ("fifo", "hybrid", "bid-price")},
             "resident": {1.1: ("fifo",)},
@@ -269,8 +269,8 @@ def test_violations_of_a_streamed_model_are_those_of_the_record(
         ROOM={"slots": 2, "context": 40, "pass_tokens": 8}, BURST=4, NOVEL=200,
         LONGEST=24,
     )  # fmt: skip
-    record = run("serving", tmp_path, ["1", "18"])
-    held_against("serving", record)
+    record = run("model_service", tmp_path, ["1", "18"])
+    held_against("model_service", record)
     for row in record["runs"]:
         assert row["measured"] == row["late"] + row["refused"]
     for place in record["places"].values():

@@ -17,15 +17,6 @@ def samples(factor, speeds):
     ]
 
 
-def test_growth_is_against_the_same_way_alone_in_the_same_round():
-    factor = {"spinning": 10.0, "sleeping": 1.5}
-    rows = beside.summarise(samples(factor, [1.0] * 3))
-    assert len(rows) == len(beside.WAYS) * len(beside.BESIDE) * len(beside.STEPS)
-    for row in rows:
-        expected = pytest.approx(factor[row["way"]] ** row["beside"])
-        assert (row["grown"], row["low"], row["high"]) == (expected,) * 3
-
-
 def test_interval_of_growth_holds_the_drift_between_rounds():
     """The machine is up to 1.2 times as slow in a round as in the one before."""
     factor = {"spinning": 10.0, "sleeping": 0.98}

@@ -85,18 +85,6 @@ def test_what_the_time_does_not_allow_is_left_out_and_said_so(
     assert found["tokens_identical"] is None
 
 
-def test_tokens_are_compared_between_systems_of_the_same_model(script):
-    def part(*tokens):
-        return {"trial": {"tokens": [[token] for token in tokens]}}
-
-    whole, streamed = part(9, 9), part(1, 2)
-    assert script.identical({"whole": whole, "streamed": streamed}) is None
-    both = {"streamed": streamed, "whole": whole}
-    assert script.identical(both | {"peer": part(1, 2)}) is True
-    assert script.identical(both | {"peer": part(1, 3)}) is False
-    assert script.identical(both | {"peer": {"skipped": "no time"}}) is None
-
-
 def test_a_part_that_fails_is_reported_and_the_others_go_on(
     script, tmp_path, monkeypatch
 ):
@@ -110,15 +98,6 @@ def test_a_part_that_fails_is_reported_and_the_others_go_on(
     for part in found.values():
         assert (part["failed"], part["killed"]) == ("ended with -9", True)
         assert script.outcome("streamed", part) == "streamed: ended with -9"
-
-
-def test_memory_that_does_not_suffice_is_a_result(script, monkeypatch):
-    def full(system, folder, given):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\nmore")
-
-    monkeypatch.setattr(script, "run_peer", full)
-    found = script.run_alone("accelerate", "folder", 0, 1e9, {})
-    assert found["out_of_memory"] == "CUDA out of memory. Tried to allocate"
 
 
 def test_without_a_device_or_disk_it_refuses(script, tmp_path, monkeypatch):

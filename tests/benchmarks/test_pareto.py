@@ -117,16 +117,6 @@ def test_bits_of_layers_count_codes_scales_and_norms(script, sweep, tmp_path):
     assert found["bytes"] > found["layer_bytes"]
 
 
-def test_in_memory_and_on_the_disk_bits_are_counted_alike(script, sweep, tmp_path):
-    record = record_of(script, tmp_path / "record.json", {})
-    in_memory = script.Point("resident", twin=lambda m: script.in_memory(m, "int8"))
-    stored = script.Point("stored", script.CompressionConfig("int8"))
-    stored, resident = (sweep.score(p, 0, record) for p in (stored, in_memory))
-    assert stored["layer_bytes"] == resident["layer_bytes"]
-    assert stored["wish"] == {"weights": "int8"}
-    assert (stored["stored"], resident["stored"]) == (True, False)
-
-
 def test_a_checkpoint_that_was_cut_off_is_made_anew(script, sweep):
     point = few(script)
     folder = sweep.written(point, 0)
@@ -153,15 +143,6 @@ def test_a_checkpoint_that_the_record_does_not_know_is_made_anew(
     larger = script.stored_bytes(folder)
     sweep.score(few(script), 0, record_of(script, tmp_path / "record.json", {}))
     assert script.stored_bytes(folder) < larger
-
-
-def test_each_set_is_calibrated_on_its_own_third(script, sweep):
-    sweep.calibration[1].write_text("the lazy dog; " * 40)
-    first, second = (
-        (sweep.written(few(script), n) / "layer-0002.safetensors").read_bytes()
-        for n in range(2)
-    )
-    assert first != second
 
 
 def test_another_wish_is_refused(script, tmp_path):

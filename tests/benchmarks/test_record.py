@@ -14,11 +14,8 @@ from record import (
     Record,
     answering,
     benchmark,
-    both_clocks,
-    medians,
     ratio,
     renew,
-    show,
     turns,
 )
 
@@ -156,20 +153,6 @@ def test_a_ratio_of_medians_lies_in_its_interval():
     assert ratio([4.0], [2.0]) == alone
 
 
-def test_rounds_become_medians_beside_their_samples():
-    rounds = [{"n": 5, "a_us": value} for value in (3.0, 1.00049, 2.0)]
-    assert medians({"way": "x"}, rounds) == {
-        "way": "x", "a_us": 2.0, "samples": {"a_us": [3.0, 1.0, 2.0]},
-    }  # fmt: skip
-
-
-def test_both_clocks_tell_a_whole_run_or_each_of_its_calls():
-    whole = both_clocks(lambda: sum(range(200_000)))
-    assert set(whole) == {"wall_s", "cpu_s"}
-    assert set(both_clocks(lambda: None, calls=10)) == {"wall_us", "cpu_us"}
-    assert whole["cpu_s"] > 0
-
-
 def count():
     """In a process of its own: how often it was asked before, and what it was told."""
     yield "ready"
@@ -193,11 +176,3 @@ def test_a_process_of_its_own_answers_as_often_as_it_is_asked():
         answering(fail, **environment),
     ):
         pass
-
-
-def test_a_table_shows_numbers_words_and_medians_of_samples(capsys):
-    rows = [{"way": "x", "s": (1.0, 3.0, 2.5), "of": {"p": 1}, "names": ["a"]}]
-    show([row | {"raw": [1]} for row in rows], "raw")
-    head, line = capsys.readouterr().out.splitlines()
-    assert head.split() == ["way", "s", "of.p"]
-    assert line.split() == ["x", "2.5", "1"]

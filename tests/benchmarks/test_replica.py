@@ -1,14 +1,8 @@
 from dataclasses import replace
 
 import numpy as np
-import pytest
-from replica import (
-    commit_order,
-    final_state,
-    state_digest,
-)
+from replica import commit_order, final_state, state_digest
 
-from thesis_lib.common.errors import InvalidInput
 from thesis_lib.sequencer.core.trace import KeySets, Trace
 from thesis_lib.sequencer.simulator.simulator import replay
 from thesis_lib.sequencer.workload.arrivals import at_rate
@@ -66,22 +60,6 @@ def test_states_are_equal_where_those_of_a_plain_model_are():
                 assert same, f"{seed=}"
 
 
-def test_an_overtaken_writer_and_an_overtaken_reader_are_seen():
-    writers = KeySets.from_lists([[], []], [[3], [3]])
-    assert not equal(writers, np.array([0, 1]), np.array([1, 0]))
-    # The second writes what it read from the first; a reader alone leaves no trace.
-    reads = KeySets.from_lists([[], [3]], [[3], [4]])
-    assert not equal(reads, np.array([0, 1]), np.array([1, 0]))
-    looks = KeySets.from_lists([[], [3]], [[3], []])
-    assert equal(looks, np.array([0, 1]), np.array([1, 0]))
-
-
-def test_a_lost_or_repeated_transaction_is_seen():
-    keys = KeySets.from_lists([[], []], [[0], [1]])
-    states = [final_state(keys, np.array(order)) for order in ([0], [0, 1], [0, 1, 1])]
-    assert len({state.tobytes() for state in states}) == 3
-
-
 def run(trace, cores, log=None):
     log = np.arange(len(trace)) if log is None else log
     dispatch_s = np.sort(trace.arrival_s[log])
@@ -124,8 +102,3 @@ def test_commits_of_one_time_go_by_start_and_then_by_log():
     np.testing.assert_array_equal(commit_order(history), [1, 2, 0])
     history = replace(history, finish_s=np.ones(3), start_s=np.array([0.0, 0.0, -1.0]))
     np.testing.assert_array_equal(commit_order(history), [2, 1, 0])
-
-
-def test_an_order_of_others_is_refused():
-    with pytest.raises(InvalidInput, match="transactions 0 to 1"):
-        final_state(KeySets.from_lists([[], []], [[0], [1]]), np.array([2]))

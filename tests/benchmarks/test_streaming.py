@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from memory_limit import how_confined
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tiny import tokens, write
 
 from thesis_lib.common.errors import InvalidInput
@@ -98,24 +98,6 @@ def test_medians_leave_out_the_warm_up_and_compare_with_streamed(script):
         spoilt = [*runs]
         spoilt[exact] = {**runs[exact], "tokens": [1, 2, 4]}
         assert not script.summarise(spoilt, warm_up=1)["tokens_identical"]
-
-
-def test_links_carry_the_names_that_another_system_reads(script, tmp_path):
-    own, placed = tmp_path / "own", {"a": "outer", "b": "layer-0"}
-    write(own, num_hidden_layers=5)
-    for file in own.glob("*.safetensors*"):
-        file.unlink()
-    for name, file in placed.items():
-        save_file({name: torch.ones(1)}, own / f"{file}.safetensors")
-    out = script.numbered(own, tmp_path / "numbered")
-    names = json.loads((out / "model.safetensors.index.json").read_text())
-    assert names["weight_map"] == {
-        "a": "model-00002-of-00002.safetensors",
-        "b": "model-00001-of-00002.safetensors",
-    }
-    for key, name in names["weight_map"].items():
-        assert (out / name).samefile(own / f"{placed[key]}.safetensors")
-    assert script.numbered(own, out) == out  # a second time it is there
 
 
 def test_a_file_for_llama_cpp_holds_the_weights_of_the_checkpoint(script, tmp_path):

@@ -97,12 +97,6 @@ def test_the_form_of_colab_offers_every_chapter_and_profile():
     assert ast.literal_eval(profile) == list(chapters.PROFILES)
 
 
-def test_the_notebook_for_colab_is_kept_clean():
-    assert all(
-        not c.get("outputs") and not c.get("execution_count") for c in COLAB.cells
-    )
-
-
 def test_colab_refuses_an_empty_address_before_it_does_anything(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}

@@ -70,14 +70,6 @@ def test_the_sweep_on_slurm_is_one_that_the_command_accepts(slurm):
     check_sweep(parse(words))
 
 
-def test_a_job_on_slurm_is_one_worker_with_one_thread(slurm):
-    job = slurm.JOB
-    words = ["dask", "worker", ADDRESS, "--nthreads", str(job["cores"])]
-    assert parse([*words, *job["worker_extra_args"]])["nthreads"] == 1
-    assert job["processes"] == 1
-    assert f"cd {CHECKOUT}" in job["job_script_prologue"]
-
-
 def test_each_command_on_kubernetes_is_accepted():
     parsed = {c["name"]: parse(c["command"]) for c in containers()}
     assert parsed.keys() == {"scheduler", "worker", "client"}
@@ -119,14 +111,6 @@ def test_the_commands_of_the_page_are_accepted():
     parsed = [parse(shlex.split(line)) for line in lines if line]
     assert len(parsed) == 3
     check_sweep(parsed[-1])
-
-
-@pytest.mark.parametrize("name", ["slurm.py", "kubernetes.yml"])
-def test_what_was_never_run_says_so(name):
-    assert "UNRUN" in (EXAMPLES / name).read_text()
-    (line,) = [x for x in (EXAMPLES / "README.md").read_text().splitlines()
-               if f"| `{name}` |" in x]  # fmt: skip
-    assert "**unrun on a real cluster.**" in line
 
 
 SCRIPTS = [path.with_suffix(".py") for path in sorted(EXAMPLES.glob("*/*.out"))]

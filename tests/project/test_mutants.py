@@ -13,7 +13,7 @@ mutate = SimpleNamespace(**runpy.run_path(str(ROOT / "scripts" / "mutate.py")))
 def sources(mutant):
     """The text of a mutant's file in the checkout."""
     beside = mutant.file.startswith(mutate.COPIED)
-    return mutant.path(ROOT if beside else ROOT / "src").read_text()
+    return ((ROOT if beside else ROOT / "src") / mutant.file).read_text()
 
 
 def test_every_line_stands_exactly_once_in_its_file():
@@ -35,7 +35,7 @@ def test_every_check_exists_and_no_name_stands_twice():
 @pytest.mark.parametrize("times", [0, 2])
 def test_a_line_that_is_gone_or_stands_twice_is_told_by_name(tmp_path, times):
     mutant = mutate.Mutant("a law", "a.py", "x = 1\n", "x = 2\n", ("tests/x.py",))
-    path = mutant.path(tmp_path)
+    path = tmp_path / mutant.file
     path.write_text("x = 1\n" * times)
     with pytest.raises(SystemExit, match=rf"'a law': its line stands {times} times"):
         mutate.write_mutant(mutant, tmp_path)

@@ -1,5 +1,7 @@
 """A service in virtual time behind a live sequencer."""
 
+import asyncio
+import functools
 import heapq
 from dataclasses import replace
 
@@ -19,6 +21,16 @@ BATCHED = [
     "drop", "reorder", "hybrid", "drop-corrected", "reorder-corrected",
     "hybrid-corrected", "fifo-batched", "edf", "sjf",
 ]  # fmt: skip
+
+
+def asynchronous(test):
+    """A test that an event loop runs, and ends if it hangs; a compiler may work."""
+
+    @functools.wraps(test)
+    def run(*args, **options):
+        asyncio.run(asyncio.wait_for(test(*args, **options), 300))
+
+    return run
 
 
 def lifo(batch, forecast, now_s):

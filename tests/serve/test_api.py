@@ -322,37 +322,6 @@ def test_who_cannot_be_in_time_is_refused_with_the_latency_it_would_have(folder)
     assert int(refused.response.headers["retry-after"]) == max(1, ceil(predicted_s))
 
 
-def test_a_new_server_rejects_an_slo_below_a_pass_and_accepts_one_above(folder):
-    async def ask(client, model, service):
-        create, headers = client.completions.create, {"X-Slo-Ms": "0.001"}
-        for _ in range(3):
-            with pytest.raises(openai.InternalServerError) as refused:
-                await create(model=model, prompt="a", extra_headers=headers)
-            assert refused.value.code == "overloaded"
-        await create(model=model, prompt="a")
-        return service.control.sequencer.counts.started
-
-    assert with_a_client(folder, ask) == 1
-
-
-def test_opening_reports_its_stages_in_order(folder):
-    stages = []
-
-    async def ask(client, model, service):
-        return list(stages)
-
-    seen = with_a_client(folder, ask, report=stages.append, policy="fifo")
-    firsts = (
-        "reading",
-        "compiling the policy fifo",
-        "opening the weights",
-        "measuring",
-    )
-    assert len(seen) == len(firsts)
-    for stage, first in zip(seen, firsts, strict=True):
-        assert stage.startswith(first)
-
-
 def test_a_crowd_gets_its_texts_within_the_plan_and_the_log_tells_the_same(
     folder, tmp_path
 ):

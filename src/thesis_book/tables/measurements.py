@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from thesis_lib.common.errors import InvalidInput, require
+from thesis_lib.common.errors import require
 from thesis_lib.common.files import read_record
 from thesis_lib.common.stats import RANGE, Interval, mean_interval, median_interval
 from thesis_lib.common.units import GiB
@@ -52,49 +52,18 @@ HEADINGS = {  # of the columns that readers are shown, for `rename`
 }
 
 
-class _Record(dict[str, Any]):
-    """A record that says by name what a reader asks of it in vain."""
-
-    def __missing__(self, key: str) -> None:
-        raise InvalidInput(
-            f"{self['file']} has no {key!r}: another version of its script wrote it; "
-            "make it again with the one in benchmarks/"
-        )
-
-
 def read(name: str) -> dict[str, Any]:
-    """The record `name` of `data/measurements`, which every checkout holds.
+    """Return the record `name` of `data/measurements`, which every checkout holds.
 
-    Raises InvalidInput where it is missing, where nothing says which commit made it on
-    which machine, where it holds no samples, and for a key that it does not have.
+    Raises InvalidInput if the file is missing or is no JSON object.
     """
-    file, found = f"data/measurements/{name}.json", read_record(name)
+    record = read_record(name)
     require(
-        found is not None,
-        f"{file} is missing: expected the record that belongs to this checkout; "
-        "restore it, or make it with its script in benchmarks/",
-    )
-    record = _Record(found or {}, file=file)
-    require(
-        {"commit", "machine"} <= record.keys(),
-        f"{file} does not say which commit made it on which machine: expected both; "
-        "make it again with its script in benchmarks/",
-    )
-    require(
-        any(_holds_samples(value) for value in record.values()),
-        f"{file} holds no samples, only what was made of them: expected the measured "
-        "values as well; make it again with its script in benchmarks/",
+        record is not None,
+        f"data/measurements/{name}.json must be the record of this checkout, got no "
+        f"file. Restore it, or run its script in benchmarks/.",
     )
     return record
-
-
-def _holds_samples(value: Any) -> bool:
-    """Whether a part of a record has rows, or two numbers of one thing."""
-    if isinstance(value, dict):
-        return any(map(_holds_samples, value.values()))
-    return isinstance(value, list) and (
-        len(value) > 1 or any(map(_holds_samples, value))
-    )
 
 
 def origin(record: dict[str, Any]) -> str:
@@ -103,24 +72,29 @@ def origin(record: dict[str, Any]) -> str:
     return f"{machine['cpu']}, {machine['cores']} cores, commit {record['commit'][:7]}"
 
 
-def _at(found: Any, path: str) -> Any:
-    """What stands at a path of keys, and of places in lists; NaN where nothing does."""
-    for key in path.split("."):
-        found = dict(enumerate(found)) if isinstance(found, list) else found
-        found = found.get(int(key) if key.isdigit() else key, {})
-    return np.nan if found in ({}, None) else found
-
-
-def table(rows: Mapping[str, Any], columns: Mapping[str, str]) -> pd.DataFrame:
-    """A row for each part of a record, by its name; columns by their paths in it."""
-    cells = {
-        name: {column: _at(found, path) for column, path in columns.items()}
-        for name, found in rows.items()
-    }
-    return pd.DataFrame.from_dict(cells, orient="index", columns=list(columns))
-
-
 # --- Streaming -----------------------------------------------------------------------
+_PEERS = {  # columns of `peers` by their places in a record
+    "peak_bytes": "peak_bytes",
+    "median_s": "s_per_token",
+    "low_s": "low_s",
+    "high_s": "high_s",
+    "read_bytes_per_token": "read_bytes",
+    "streamed_is_faster.times": "times_slower",
+    "streamed_is_faster.low": "times_low",
+    "streamed_is_faster.high": "times_high",
+    "fraction_of_drain": "fraction_percent",
+    "drains_per_step": "drains_per_step",
+} | {
+    f"{place}.{end}": f"{name}{suffix}"
+    for place, name in {
+        "is_faster_than_accelerate": "over_accelerate",
+        "is_faster_than_default": "over_default",
+        "streamed_q4_is_faster": "times_as_blocks",
+    }.items()
+    for end, suffix in {"times": "", "low": "_low", "high": "_high"}.items()
+}
+
+
 def peers(record: dict[str, Any]) -> pd.DataFrame:
     """A row a system: peak and bytes read, seconds of a token with their interval.
 
@@ -132,30 +106,15 @@ def peers(record: dict[str, Any]) -> pd.DataFrame:
     system that was killed at the limit has its peak alone.
     """
     systems = record["summary"]["systems"]
-    found = table(
-        {SYSTEMS.get(name) or name: system for name, system in systems.items()},
-        {
-            "peak_bytes": "peak_bytes",
-            "s_per_token": "median_s",
-            "low_s": "interval_s.0",
-            "high_s": "interval_s.1",
-            "read_bytes": "read_bytes_per_token",
-            "times_slower": "streamed_is_faster.times",
-            "times_low": "streamed_is_faster.low",
-            "times_high": "streamed_is_faster.high",
-            "fraction_percent": "fraction_of_drain",
-            "drains_per_step": "drains_per_step",
-            "over_accelerate": "is_faster_than_accelerate.times",
-            "over_accelerate_low": "is_faster_than_accelerate.low",
-            "over_accelerate_high": "is_faster_than_accelerate.high",
-            "over_default": "is_faster_than_default.times",
-            "over_default_low": "is_faster_than_default.low",
-            "over_default_high": "is_faster_than_default.high",
-            "times_as_blocks": "streamed_q4_is_faster.times",
-            "times_as_blocks_low": "streamed_q4_is_faster.low",
-            "times_as_blocks_high": "streamed_q4_is_faster.high",
-        },
+    found = pd.json_normalize(
+        [
+            each
+            | dict(zip(("low_s", "high_s"), each.get("interval_s", ()), strict=False))
+            for each in systems.values()
+        ]
     )
+    found.index = pd.Index([SYSTEMS.get(name) or name for name in systems])
+    found = found.reindex(columns=[*_PEERS]).rename(columns=_PEERS)
     mapped_s = found.s_per_token.get("mmap", np.nan)
     return found.assign(
         fraction_percent=100 * found.fraction_percent,
@@ -202,26 +161,23 @@ def headline(record: dict[str, Any]) -> pd.DataFrame:
     did not tell, and the fraction is that of the same reads without computing, with
     the range of all steps.
     """
-    columns = {
-        "weights": "weights",
-        "limit_bytes": "limit_bytes",
-        "peak_bytes": "peak_bytes",
-        "logical_bytes": "logical_peak_bytes",
-        "planned_bytes": "planned_peak_bytes",
-        "read_bytes": "read_bytes_per_token",
-        "planned_read_bytes": "planned_bytes_per_token",
+    names = {
+        "logical_peak_bytes": "logical_bytes",
+        "planned_peak_bytes": "planned_bytes",
+        "read_bytes_per_token": "read_bytes",
+        "planned_bytes_per_token": "planned_read_bytes",
         "s_per_token": "s_per_token",
-        "predicted_s": "predicted_s_per_token",
-        "fraction_of_drain": "fraction_of_drain",
+        "predicted_s_per_token": "predicted_s",
     }
-    parts = record["parts"]
-    fractions = [part["fractions"] for part in parts.values()]
+    columns = ["limit_bytes", "peak_bytes", *names, "fraction_of_drain"]
+    parts = pd.DataFrame([*record["parts"].values()]).set_index("weights")
     return (
-        table(parts, columns)
-        .set_index("weights")
+        parts[columns]
+        .astype({"read_bytes_per_token": float})
+        .rename(columns=names)
         .assign(
-            fraction_low=list(map(min, fractions)),
-            fraction_high=list(map(max, fractions)),
+            fraction_low=parts.fractions.map(min),
+            fraction_high=parts.fractions.map(max),
         )
     )
 
@@ -285,23 +241,24 @@ def gpu(record: dict[str, Any] | None) -> pd.DataFrame:
     Empty without a record and for a record of a processor. `no result` says why there
     is none, and is empty where there is one.
     """
+    columns = {
+        "limit_bytes": "limit (GiB)",
+        "reserved_bytes": "reserved (GiB)",
+        "s_per_token": "s a token",
+        "predicted_s_per_token": "predicted (s)",
+        "fraction_of_link": "of the link (%)",
+        "why": "no result",
+    }
     rows = {}
     if record is not None and record["device"] == "cuda":
         whole = record["parts"].get("whole", {})
         why = whole.get("skipped") or whole.get("failed") or "out of memory"
         name = record["machine"]["gpus"][0]["name"]
         rows[name] = whole | {"why": "" if "s_per_token" in whole else why}
-    columns = {
-        "limit (GiB)": "limit_bytes",
-        "reserved (GiB)": "reserved_bytes",
-        "s a token": "s_per_token",
-        "predicted (s)": "predicted_s_per_token",
-        "of the link (%)": "fraction_of_link",
-        "no result": "why",
-    }
-    found = table(rows, columns)
-    units = {"limit (GiB)": GiB, "reserved (GiB)": GiB, "of the link (%)": 0.01}
-    return found.assign(**{name: found[name] / unit for name, unit in units.items()})
+    found = pd.DataFrame.from_dict(rows, orient="index").reindex(columns=[*columns])
+    units = {"limit_bytes": GiB, "reserved_bytes": GiB, "fraction_of_link": 0.01}
+    found = found.assign(**{name: found[name] / unit for name, unit in units.items()})
+    return found.rename(columns=columns)
 
 
 # --- Plans ---------------------------------------------------------------------------
@@ -625,32 +582,29 @@ CONSTANTS = {  # those whose name is no word
 
 
 TUNED_BID_PRICE = "bid-price, tuned for each"  # `bid-price` has one configuration
-Best = dict[str, dict[str, tuple[dict[str, float], float]]]
 
 
-def _best(record: dict[str, Any]) -> Best:
-    """Return the best constants of each policy in each setting, and their mean percent.
+def _best(record: dict[str, Any]) -> pd.DataFrame:
+    """Return a row for each policy and setting: the best `constants`, their `mean`.
 
-    They are the first of those with the least mean. `bid-price` has the constants of
-    the least score in all settings, TUNED_BID_PRICE those of each.
+    The mean is in percent of violations; of equal means the first counts. `bid-price`
+    has the constants of the least score in all settings, TUNED_BID_PRICE those of each.
     """
-    settings, best = record["settings"]["settings"], {}
-    for name, points in groupby(record["points"], key=itemgetter("policy")):
-        tried = {name: list(points)}
-        if name == "bid-price":
-            tried[TUNED_BID_PRICE] = tried[name]
-            tried[name] = [min(tried[name], key=itemgetter("score"))]
-        for label, variants in tried.items():
-            means = [
-                np.reshape(each["percent"], (len(settings), -1)).mean(axis=1)
-                for each in variants
-            ]
-            least = np.argmin(means, axis=0)
-            best[label] = {
-                setting: (variants[i]["constants"], means[i][at])
-                for at, (setting, i) in enumerate(zip(settings, least, strict=True))
-            }
-    return best
+    settings = [*record["settings"]["settings"]]
+    tried = pd.DataFrame(
+        {**point, "at": at, "setting": setting, "mean": np.mean(percents)}
+        for at, point in enumerate(record["points"])
+        for setting, percents in zip(
+            settings, np.reshape(point["percent"], (len(settings), -1)), strict=True
+        )
+    )
+    own = tried[tried.policy == "bid-price"]
+    shipped = own[own["at"] == own["at"][own.score.idxmin()]]
+    each = own.assign(policy=TUNED_BID_PRICE)
+    others = tried.drop(own.index)
+    tried = pd.concat([others, shipped, each], ignore_index=True)
+    first = tried.groupby(["policy", "setting"], sort=False)["mean"].idxmin()
+    return tried.loc[first, ["policy", "setting", "constants", "mean"]]
 
 
 def tuned(record: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
@@ -660,10 +614,10 @@ def tuned(record: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
     constants with the fewest violations there, the mean over loads and estimates.
     """
     best = _best(record)
-    rules = best.keys() - {"bid-price", TUNED_BID_PRICE}
+    rules = best[~best.policy.isin(["bid-price", TUNED_BID_PRICE])]
     return {
-        setting: {rule: best[rule][setting][0] for rule in rules}
-        for setting in record["settings"]["settings"]
+        setting: dict(zip(rows.policy, rows.constants, strict=True))
+        for setting, rows in rules.groupby("setting", sort=False)
     }
 
 
@@ -673,7 +627,8 @@ def rivals(record: dict[str, Any]) -> pd.DataFrame:
     Each constant has the least and the most that was tried. `tried` counts the
     combinations.
     """
-    best, rows = _best(record), {}
+    best = _best(record).pivot(index="policy", columns="setting", values="constants")
+    rows = {}
     for name, points in groupby(record["points"], key=itemgetter("policy")):
         tried = pd.DataFrame([point["constants"] for point in points])
         ranges = [
@@ -681,8 +636,8 @@ def rivals(record: dict[str, Any]) -> pd.DataFrame:
             for of in tried
         ]
         rows[name] = {"constants": ", ".join(ranges), "tried": len(tried)} | {
-            setting: ", ".join(f"{value:g}" for value in constants.values())
-            for setting, (constants, _) in best[name].items()
+            setting: ", ".join(f"{value:g}" for value in best[setting][name].values())
+            for setting in record["settings"]["settings"]
         }
     return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -692,9 +647,8 @@ def rivals_by_setting(record: dict[str, Any]) -> pd.DataFrame:
 
     `all` is the mean of a row, by which rows are sorted.
     """
-    rows = {
-        name: {setting: mean for setting, (_, mean) in settings.items()}
-        for name, settings in _best(record).items()
-    }
-    found = pd.DataFrame.from_dict(rows, orient="index")
+    found = _best(record).pivot(index="policy", columns="setting", values="mean")
+    found = found.rename_axis(index=None, columns=None)[
+        [*record["settings"]["settings"]]
+    ]
     return found.assign(all=found.mean(axis=1)).sort_values("all")

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from thesis_book.tables.measurements import origin, table
+from thesis_book.tables.measurements import origin
 from thesis_lib.common.units import MiB
 from thesis_lib.memory.evaluate.perplexity import (
     TEXTS,
@@ -252,8 +252,8 @@ def timing(record: dict[str, Any]) -> pd.DataFrame:
     Medians; `over_drain` is the first over the second. NaN in a row is a way that did
     not fit. `resident_layers` stay on the device.
     """
-    columns = ("token_s", "drain_s", "resident_layers")
-    made = table(record["timing"]["systems"], dict(zip(columns, columns, strict=True)))
+    made = pd.DataFrame.from_dict(record["timing"]["systems"], orient="index")
+    made = made.reindex(columns=["token_s", "drain_s", "resident_layers"])
     made = made.assign(
         token_s=made.token_s.map(np.median),
         drain_s=made.drain_s.map(np.median),

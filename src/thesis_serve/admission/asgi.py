@@ -1,38 +1,36 @@
 """Admission control as ASGI middleware: for Starlette, FastAPI, Django and others."""
 
 import asyncio
-import json
 import re
-from collections.abc import (
-    Awaitable,
-    Callable,
-    Collection,
-    Mapping,
-    MutableMapping,
-    Sequence,
-)
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from thesis_lib.common.errors import InvalidInput, require
 from thesis_serve.admission.controller import AdmissionController, Ending
 from thesis_serve.admission.machine import seconds
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
-
 _AHEAD = 2**20  # bytes of a body that are read while its request waits
 
 
 def by_path(scope: Scope) -> str:
-    """Method and path: kinds of request where paths hold no numbers of their own."""
+    """Return method and path: kinds of request where paths hold no numbers."""
     return f"{scope['method']} {scope['path']}"
 
 
-def nothing(scope: Scope) -> Sequence[float]:
-    """No features: all requests of a kind are expected to take the same time."""
-    return ()
+def parse_slo_ms(name: str, text: str) -> float:
+    """Return the seconds of an SLO that the header `name` gives in milliseconds.
+
+    Raises InvalidInput for a `text` that is no positive number.
+    """
+    require(
+        re.fullmatch(r"\d{1,12}(\.\d{1,6})?", text, re.ASCII) is not None
+        and float(text) > 0,
+        f"{name} must be the milliseconds in which an answer is of use, got "
+        f"{text[:40]!r}. Send a positive number such as 250.",
+    )
+    return float(text) / 1000
 
 
 class SequencerMiddleware:
@@ -51,9 +49,9 @@ class SequencerMiddleware:
     """
 
     def __init__(
-        self, app: App, controller: AdmissionController, *,
+        self, app: ASGIApp, controller: AdmissionController, *,
         kind: Callable[[Scope], str] = by_path,
-        features: Callable[[Scope], Sequence[float]] = nothing,
+        features: Callable[[Scope], Sequence[float]] = lambda scope: (),
         slo_s: Mapping[str, float] | None = None,
         slo_header: str | None = None,
         free_paths: Collection[str] = (),
@@ -88,14 +86,14 @@ class SequencerMiddleware:
             await self.app(scope, receive, send)
             return
         try:
-            slo_s = self._objective(scope)
+            slo_s = self._slo_s(scope)
         except InvalidInput as error:
-            await _answer(send, 400, {"error": str(error)})
+            await JSONResponse({"error": str(error)}, 400)(scope, receive, send)
             return
         client, status = _Client(receive), 200
         ending: Ending = "left"
 
-        async def answer(message: MutableMapping[str, Any]) -> None:
+        async def answer(message: Message) -> None:
             nonlocal status
             status = message.get("status", status)
             await send(message)
@@ -106,9 +104,12 @@ class SequencerMiddleware:
                 return
             if not turn.granted.result():
                 refusal = turn.refusal()
-                again = (b"retry-after", b"%d" % refusal.retry_after_s)
-                said = {"error": str(refusal), "predicted_s": refusal.predicted_s}
-                await _answer(send, 503, said, [again])
+                rejection = JSONResponse(
+                    {"error": str(refusal), "predicted_s": refusal.predicted_s},
+                    503,
+                    {"retry-after": str(refusal.retry_after_s)},
+                )
+                await rejection(scope, receive, send)
                 return
             try:
                 await self.app(scope, client.receive, answer)
@@ -120,21 +121,15 @@ class SequencerMiddleware:
             turn.close(ending)
             client.close()
 
-    def _objective(self, scope: Scope) -> float | None:
+    def _slo_s(self, scope: Scope) -> float | None:
         given = [self.slo_s[scope["path"]]] if scope["path"] in self.slo_s else []
         for name, value in scope["headers"]:
             if name == self.slo_header:
-                is_number = re.fullmatch(rb"\d{1,12}(\.\d{1,6})?", value)
-                require(
-                    is_number is not None and float(value) > 0,
-                    f"{name.decode()}: expected the milliseconds in which an answer is "
-                    "of use, such as 250",
-                )
-                given.append(float(value) / 1000)
+                given.append(parse_slo_ms(name.decode(), value.decode("latin-1")))
         return min(given, default=None)
 
     def _closing(self, receive: Receive) -> Receive:
-        async def receive_() -> MutableMapping[str, Any]:
+        async def receive_() -> Message:
             message = await receive()
             if message["type"] == "lifespan.shutdown":
                 self.controller.close()
@@ -148,11 +143,11 @@ class _Client:
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
-        self._read: list[MutableMapping[str, Any]] = []
+        self._read: list[Message] = []
         self._bytes = 0  # of bodies in it
-        self._next: asyncio.Future[MutableMapping[str, Any]] | None = None
+        self._next: asyncio.Future[Message] | None = None
 
-    async def receive(self) -> MutableMapping[str, Any]:
+    async def receive(self) -> Message:
         """The next message, which may have been read while its request waited."""
         if self._read:
             return self._read.pop(0)
@@ -183,23 +178,6 @@ class _Client:
         if self._next is not None:
             self._next.cancel()
 
-    def _coming(self) -> asyncio.Future[MutableMapping[str, Any]]:
+    def _coming(self) -> asyncio.Future[Message]:
         """What was asked for and has not come: taken up again, never cancelled."""
         return self._next or asyncio.ensure_future(self._receive())
-
-
-async def _answer(
-    send: Send, status: int, said: dict[str, Any],
-    headers: Sequence[tuple[bytes, bytes]] = (),
-) -> None:  # fmt: skip
-    body = json.dumps(said).encode()
-    kind = (b"content-type", b"application/json")
-    length = (b"content-length", b"%d" % len(body))
-    await send(
-        {
-            "type": "http.response.start",
-            "status": status,
-            "headers": [kind, length, *headers],
-        }
-    )
-    await send({"type": "http.response.body", "body": body})

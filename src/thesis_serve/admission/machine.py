@@ -17,18 +17,17 @@ from typing import Any
 
 import numpy as np
 
-from thesis_lib.common.errors import InvalidInput, require, require_count, shown
+from thesis_lib.common.errors import InvalidInput, require, require_count
 from thesis_lib.sequencer.core.events import (
     COMMITTED,
-    DISPATCHED,
     LOGGED,
     READY,
-    RELEASED,
     STARTED,
     State,
     idle_state,
 )
 from thesis_lib.sequencer.core.locks import NONE
+from thesis_lib.sequencer.core.observed import commit, dispatch
 from thesis_lib.sequencer.core.trace import I64, Batch, Decision, KeySets
 from thesis_lib.sequencer.policies.decisions import (
     commit_by,
@@ -109,28 +108,19 @@ def at_hand(made: Policy, workers: int) -> Policy:
 
 
 def _carry(old: State, new: State, kept: I64, to: I64) -> None:
-    """Fill `new`, which is idle, with what of `old` concerns the slots `kept` (k,).
+    """Repeat in `new`, which is idle, what happened in `old` to the slots `kept` (k,).
 
-    Slot i is called `to[i]` there. Whoever has not committed is among them.
+    Slot i is called `to[i]` there. All that have not committed are among them.
     """
-    logged = to[old.log[: old.progress[LOGGED]]]
-    dispatch_s = old.dispatch_s[: len(logged)][logged != NONE]
-    logged = logged[logged != NONE]
-    on_worker = old.running[old.running != NONE]
-    on_worker = on_worker[np.argsort(old.turn[old.running != NONE])]
-    ready = old.queue[old.progress[STARTED] : old.progress[READY]]
-    queue = to[np.append(on_worker, ready)]
-    new.log[: len(logged)], new.dispatch_s[: len(logged)] = logged, dispatch_s
-    new.queue[: len(queue)] = queue
+    entries = np.flatnonzero(to[old.log[: old.progress[LOGGED]]] != NONE)
+    logged = to[old.log[entries]]
+    dispatch(new, logged, 0.0)
+    finish_s = old.finish_s[old.log[entries]]
+    ended, ends_s = logged[~np.isnan(finish_s)], finish_s[~np.isnan(finish_s)]
+    commit(new, ended, ends_s, ends_s, 0.0)
+    new.dispatch_s[: len(logged)] = old.dispatch_s[entries]
     for name in ("granted_s", "start_s", "finish_s"):
         getattr(new, name)[: len(kept)] = getattr(old, name)[kept]
-    new.running[:] = np.where(old.running == NONE, NONE, to[old.running])
-    for turn, i in enumerate(on_worker):
-        new.turn[old.running == i] = turn
-    ended = np.count_nonzero(~np.isnan(new.finish_s[logged]))
-    new.progress[[LOGGED, DISPATCHED]] = len(logged)
-    new.progress[[READY, STARTED]] = len(queue), len(on_worker)
-    new.progress[[COMMITTED, RELEASED]] = ended
 
 
 class LiveSequencer:
@@ -197,21 +187,11 @@ class LiveSequencer:
         self.most_waiting = int(most_waiting)
         self.batch_size, self.flush_s = int(batch_size), float(flush_s)
         self.shortest_s = shortest_s
-        self._shortest_s: dict[
-            str, tuple[float, float]
-        ] = {}  # of a kind, and its bound
+        # The shortest service of a kind, and the bound that falls.
+        self._shortest_s: dict[str, tuple[float, float]] = {}
         self.feature_names, self.taken = names, False
         if estimator is None:
             estimator = OnlineEstimator(len(names), first_s=slo_s / 10)
-        require(
-            not isinstance(estimator, type)
-            and all(
-                callable(getattr(estimator, name, None))
-                for name in ("predict", "learn")
-            ),
-            f"estimator must be an object with the methods predict and learn, got "
-            f"{shown(estimator)}. Pass None for an OnlineEstimator.",
-        )
         self.estimator = estimator
         takes = getattr(self.estimator, "features", len(names))
         require(

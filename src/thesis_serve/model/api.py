@@ -7,11 +7,10 @@ streamed model cannot do is refused by name and never ignored.
 import asyncio
 import hmac
 import json
-import re
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from secrets import token_hex
@@ -32,11 +31,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import Message, Receive, Scope, Send
 
 from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.memory.decode.generate import Writing
 from thesis_lib.memory.model.pretrained import encode_messages
 from thesis_lib.memory.offload.store import StoreDamaged
+from thesis_serve.admission.asgi import parse_slo_ms
 from thesis_serve.admission.controller import Refused
 from thesis_serve.admission.metrics import SequencerMetrics
 from thesis_serve.model.service import Answer, Ask, ModelLost, ModelService
@@ -48,8 +49,6 @@ _CHAT_TOKENS = 128  # of an answer in a chat, or what its slot has room for
 _NOTHINGS = (None, False, "", [], {})
 _Stop = Annotated[str, Field(max_length=256)]
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 
 def _asks(name: str, value: Any) -> bool:
@@ -238,16 +237,17 @@ class _Endpoint:
     def __init__(self, api: "_Api", form: type[_Asked], prefix: str, kind: str) -> None:
         self.api, self.form, self.prefix, self.kind = api, form, prefix, kind
 
-    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         try:
             self.api.admit(request)
             asked = _parse(self.form, await _body(request))
-            slo_s = _objective(request)
+            said = request.headers.get("x-slo-ms")
+            slo_s = None if said is None else parse_slo_ms("X-Slo-Ms", said)
         except ClientDisconnect:
             return
-        except _Failed as failed:
-            await failed.response()(scope, receive, send)
+        except (_Failed, InvalidInput) as error:
+            await _failure(error).response()(scope, receive, send)
             return
         works = asyncio.create_task(self._answer(asked, slo_s, scope, send))
         goes = asyncio.create_task(_gone(receive))
@@ -261,7 +261,7 @@ class _Endpoint:
                 await works
 
     async def _answer(
-        self, asked: _Completion | _Chat, slo_s: float | None, scope: Any, send: Send
+        self, asked: _Completion | _Chat, slo_s: float | None, scope: Scope, send: Send
     ) -> None:
         """Answer a request whole or piece by piece, or say why not."""
         number, begun = next(self.api.numbers), False
@@ -298,34 +298,32 @@ class _Endpoint:
         await _event(send, "[DONE]", more=False)
 
     def _choice(self, text: str, answer: Answer) -> dict[str, Any]:
-        ended = answer.ended
-        choice = {"index": 0, "logprobs": None, "finish_reason": ended and ended.reason}
+        said: Any = {"text": text}
         if self.form is _Chat:
-            return choice | {"message": {"role": "assistant", "content": text}}
-        return choice | {"text": text}
+            said = {"message": {"role": "assistant", "content": text}}
+        reason = answer.ended and answer.ended.reason
+        return {"index": 0, "logprobs": None, "finish_reason": reason} | said
 
     async def _events(
         self, head: dict[str, Any], answer: Answer, counted: bool
     ) -> AsyncIterator[dict[str, Any]]:
         """The parts of an answer, as objects of the interface."""
-        chat = self.form is _Chat
-        if chat:
+        unsaid = {"usage": None} if counted else {}
+        if chat := self.form is _Chat:
             head = head | {"object": "chat.completion.chunk"}
 
-        def part(text: str, reason: str | None = None, **more: str) -> dict[str, Any]:
-            said: Any = {"delta": {"content": text} | more} if chat else {"text": text}
-            if chat and reason:
-                said = {"delta": {}}
-            choice = {"index": 0, "logprobs": None, "finish_reason": reason} | said
-            unsaid = {"usage": None} if counted else {}
+        def part(text: str, **more: str) -> dict[str, Any]:
+            choice = self._choice(text, answer)
+            if chat:
+                del choice["message"]
+                choice["delta"] = {} if answer.ended else {"content": text} | more
             return head | {"choices": [choice]} | unsaid
 
         if chat:
             yield part("", role="assistant")
         async for piece in answer:
             yield part(piece)
-        assert answer.ended is not None
-        yield part("", answer.ended.reason)
+        yield part("")
         if counted:
             yield head | {"choices": [], "usage": _usage(answer)}
 
@@ -465,18 +463,6 @@ async def _body(request: Request) -> bytes:
     return bytes(body)
 
 
-def _objective(request: Request) -> float | None:
-    said = request.headers.get("x-slo-ms")
-    if said is None:
-        return None
-    if not re.fullmatch(r"\d{1,12}(\.\d{1,6})?", said) or float(said) == 0:
-        raise _Failed(
-            400, f"X-Slo-Ms is {said[:40]!r}: expected the milliseconds in which an "
-            "answer is of use, such as 20000", param="X-Slo-Ms",
-        )  # fmt: skip
-    return float(said) / 1000
-
-
 def _usage(answer: Answer) -> dict[str, int]:
     before = len(answer.ask.tokens)
     after = answer.ended.tokens if answer.ended else 0
@@ -493,7 +479,7 @@ async def _gone(receive: Receive) -> None:
         continue
 
 
-async def _nothing() -> MutableMapping[str, Any]:
+async def _nothing() -> Message:
     return {"type": "http.request", "body": b"", "more_body": False}
 
 

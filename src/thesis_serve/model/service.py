@@ -11,13 +11,8 @@ import queue
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import (
-    AbstractContextManager,
-    asynccontextmanager,
-    nullcontext,
-    suppress,
-)
-from dataclasses import dataclass
+from contextlib import asynccontextmanager, nullcontext, suppress
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -134,6 +129,7 @@ class Answer:
             yield piece
 
 
+@dataclass(eq=False, repr=False)
 class ModelService:
     """A checkpoint that writes for up to `slots` clients at once in `device_bytes`.
 
@@ -161,43 +157,49 @@ class ModelService:
     'Paris.'
     """
 
-    def __init__(  # the options of the command, one by one
-        self, checkpoint: str, device_bytes: int, *, policy: str = "bid-price",
-        slo_s: float = 20.0, slots: int = 4, context: int = 512, pass_tokens: int = 64,
-        host_bytes: int = 0, ring: int | None = None, device: str = "cpu",
-        verify: bool = False, metered: bool = False, most_waiting: int = 1000,
-        flush_s: float = np.inf, log: Path | None = None,
-        report: Callable[[str], None] = lambda stage: None,
-    ) -> None:  # fmt: skip
-        require_count("slots", slots)
-        require_count("context", context, 2)
-        self._report = report
-        report("reading the checkpoint's configuration and tokenizer")
-        self.folder = checkpoint_folder(checkpoint)
-        self.name = "smollm2" if checkpoint == "smollm2" else self.folder.resolve().name
+    checkpoint: str
+    device_bytes: int
+    _: KW_ONLY
+    policy: str = "bid-price"
+    slo_s: float = 20.0
+    slots: int = 4
+    context: int = 512
+    pass_tokens: int = 64
+    host_bytes: int = 0
+    ring: int | None = None
+    device: str = "cpu"
+    verify: bool = False
+    metered: bool = False
+    most_waiting: int = 1000
+    flush_s: float = np.inf
+    log: Path | None = None
+    report: Callable[[str], None] = lambda stage: None
+
+    def __post_init__(self) -> None:
+        require_count("slots", self.slots)
+        require_count("context", self.context, 2)
+        self.report("reading the checkpoint's configuration and tokenizer")
+        self.folder = checkpoint_folder(self.checkpoint)
+        self.name = self.folder.resolve().name
+        if self.checkpoint == "smollm2":
+            self.name = "smollm2"
         self.tokenizer = read_tokenizer(self.folder)
-        self.device_bytes, self.slots, self.context = device_bytes, slots, context
         self.fault: str | None = None
         self.budget: DeviceBudget | None = None
         self.control: Any = None
         self.model: Any = None  # while it is open
         self.plan_bytes = 0  # which it will hold at most
-        self._metered, self._device = metered or device != "cpu", device
-        self._open = {
-            "host_bytes": host_bytes, "batch": slots, "context": context, "ring": ring,
-            "pass_tokens": pass_tokens, "device": device, "verify": verify,
-        }  # fmt: skip
-        self._decides = {
-            "workers": slots, "slo_s": slo_s, "most_waiting": most_waiting,
-            "flush_s": flush_s,
-        }  # fmt: skip
-        self._policy, self._log = policy, log
         self._orders: queue.SimpleQueue[Answer | None] = queue.SimpleQueue()
         self._taken: deque[Answer] = deque()  # orders, of the thread
         self._told_to_end = False
-        report(f"compiling the policy {policy}")
-        # Refuse what the policy cannot be before a model is opened.
-        LiveSequencer(policy, **self._decides)
+        self.report(f"compiling the policy {self.policy}")
+        self._sequencer()  # raises for a bad policy before a model is opened
+
+    def _sequencer(self, **learned: Any) -> LiveSequencer:
+        return LiveSequencer(
+            self.policy, workers=self.slots, slo_s=self.slo_s,
+            most_waiting=self.most_waiting, flush_s=self.flush_s, **learned,
+        )  # fmt: skip
 
     async def __aenter__(self) -> Self:
         require(
@@ -213,11 +215,11 @@ class ModelService:
         try:
             pass_s = await opened
             self.estimator = PassEstimator(pass_s)
-            sequencer = LiveSequencer(
-                self._policy, feature_names=_FEATURES, estimator=self.estimator,
-                shortest_s=pass_s / self.slots, **self._decides,
+            sequencer = self._sequencer(
+                feature_names=_FEATURES, estimator=self.estimator,
+                shortest_s=pass_s / self.slots,
             )  # fmt: skip
-            self.control = AdmissionController(sequencer, self._log)
+            self.control = AdmissionController(sequencer, self.log)
         except BaseException:
             await self._stop()
             raise
@@ -314,20 +316,27 @@ class ModelService:
                 )
 
         asked: list[Answer] = []
-        verified = ", and hashing every file" if self._open["verify"] else ""
-        self._report(f"opening the weights{verified}")
+        verified = ", and hashing every file" if self.verify else ""
+        self.report(f"opening the weights{verified}")
+        metered = self.metered or self.device != "cpu"
         try:
             with (
-                open_streamed(self.folder, self.device_bytes, **self._open) as model,
-                self._meter() as budget,
-            ):
+                open_streamed(
+                    self.folder, self.device_bytes, self.host_bytes, batch=self.slots,
+                    context=self.context, ring=self.ring, verify=self.verify,
+                    pass_tokens=self.pass_tokens, device=self.device,
+                ) as model,
+                enforced(self.device_bytes, self.device)
+                if metered
+                else nullcontext() as budget,
+            ):  # fmt: skip
                 if budget is not None:
                     model.charge(budget)
                 self.model, self.budget = model, budget
                 self.plan_bytes = model.plan.device_peak_bytes
                 self._vocab = model.spec.vocab
                 self._pass_tokens = model.plan.pass_tokens
-                self._report("measuring a pass over the weights")
+                self.report("measuring a pass over the weights")
                 texts = Together(model)
                 say(opened.set_result, _pass_seconds(texts))
                 self._write(texts, asked)
@@ -342,11 +351,6 @@ class ModelService:
                 self._take(idle=True)
             while self._taken:
                 self._taken.popleft().tell(lost)
-
-    def _meter(self) -> AbstractContextManager[DeviceBudget | None]:
-        if not self._metered:
-            return nullcontext()
-        return enforced(self.device_bytes, self._device)
 
     def _write(self, texts: Together, asked: list[Answer]) -> None:
         """Pass by pass, until told to end; `asked` are those that write or will."""

@@ -1,20 +1,20 @@
 """The tables and numbers of records are what the records hold."""
 
-import json
 from itertools import groupby
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from thesis_book.tables import measurements
-from thesis_lib.common import files
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.common.stats import Interval
-from thesis_lib.common.units import GiB, MiB
+from thesis_lib.common.units import GiB
 from thesis_lib.sequencer.policies.parameters import LateBound
 from thesis_lib.sequencer.policies.registry import WATCHING, rule_parameters
 from thesis_lib.sequencer.policies.rules import RULES
 
+MEASUREMENTS = Path(__file__).parents[3] / "data" / "measurements"
 MADE = {"commit": "0123456789", "machine": {"cpu": "a processor", "cores": 2}}
 STREAMED = {
     "peak_bytes": GiB, "median_s": 2.0, "interval_s": [1.9, 2.1],
@@ -25,6 +25,7 @@ AIRLLM = {
     "read_bytes_per_token": 7e9, "drains_per_step": 3.12,
     "streamed_is_faster": {"times": 3.0, "low": 2.8, "high": 3.1},
 }  # fmt: skip
+NF4 = "streamed, NF4"
 KILLED = {"killed": True, "peak_bytes": 2 * GiB}
 PART = {
     "weights": "bf16", "distinct_layers": 8, "limit_bytes": 8 * GiB,
@@ -47,56 +48,35 @@ def peers(**systems):
     return measurements.peers({"summary": {"systems": systems}})
 
 
-def test_a_record_is_read_back_and_one_that_is_missing_is_named(tmp_path):
-    (tmp_path / "gpu.json").write_text(json.dumps({"limit": MiB}))
-    assert files.read_record("gpu", tmp_path) == {"limit": MiB}
-    assert files.read_record("headline", tmp_path) is None
-    with pytest.raises(InvalidInput, match=r"no_such\.json is missing.*restore it"):
+def test_a_record_that_is_missing_is_named():
+    with pytest.raises(InvalidInput, match=r"no_such\.json must be .* Restore it"):
         measurements.read("no_such")
 
 
-SAMPLED = {"commit": "c0ffee", "machine": {"cpu": "A"}, "runs": [{"s": 1.0}, {"s": 2}]}
-
-
-@pytest.mark.parametrize(
-    ("without", "says"),
-    [
-        ("commit", "does not say which commit made it on which machine"),
-        ("machine", "does not say which commit made it on which machine"),
-        ("runs", "holds no samples, only what was made of them"),
-    ],
-)
-def test_a_record_says_who_made_it_and_of_what(monkeypatch, without, says):
-    made = {key: value for key, value in SAMPLED.items() if key != without}
-    monkeypatch.setattr(measurements, "read_record", lambda name: made)
-    with pytest.raises(InvalidInput, match=rf"mine\.json {says}"):
-        measurements.read("mine")
-
-
-def test_a_record_of_another_schema_is_refused_by_what_it_lacks(monkeypatch):
-    monkeypatch.setattr(measurements, "read_record", lambda name: SAMPLED)
-    record = measurements.read("mine")
-    assert record["runs"] == SAMPLED["runs"]
-    with pytest.raises(InvalidInput, match=r"mine\.json has no 'summary': another"):
-        record["summary"]
-
-
-@pytest.mark.parametrize("text", ["{", "[]"])
-def test_what_is_no_record_is_refused(tmp_path, text):
-    (tmp_path / "gpu.json").write_text(text)
-    with pytest.raises(InvalidInput, match=r"JSON.*expected the record of a script"):
-        files.read_record("gpu", tmp_path)
+@pytest.mark.parametrize("name", sorted(p.stem for p in MEASUREMENTS.glob("*.json")))
+def test_a_record_says_which_commit_made_it_on_which_machine(name):
+    record = measurements.read(name)
+    parts = record.values() if name == "grids" else [record]
+    assert all(len(each["commit"]) == 40 for each in parts)
+    assert all(each["machine"]["cores"] > 0 for each in parts)
 
 
 # --- Streaming -------------------------------------------------------------------
 def test_peers_have_their_times_and_the_killed_one_its_peak_alone():
-    table = peers(streamed=STREAMED, airllm=AIRLLM, mmap=KILLED)
-    assert list(table.index) == ["streamed", "AirLLM", "mmap"]
+    faster = {"times": 6.5, "low": 6.0, "high": 7.0}
+    packed = {"peak_bytes": GiB, "median_s": 0.5, "is_faster_than_accelerate": faster}
+    mapped = AIRLLM | {"median_s": 4.0, "streamed_q4_is_faster": faster}
+    systems = {"streamed": STREAMED, "airllm": AIRLLM, "llama.cpp": KILLED}
+    table = peers(**systems, **{"mmap": mapped, "streamed-nf4": packed})
+    assert [*table.index] == ["streamed", "AirLLM", "llama.cpp", "mmap", NF4]
     columns = ["s_per_token", "low_s", "high_s", "times_slower", "times_low"]
     assert table.loc["AirLLM", columns].tolist() == [6.0, 5.5, 7.0, 3.0, 2.8]
     assert table.loc["AirLLM", "drains_per_step"] == 3.12
     assert table.loc["streamed", "fraction_percent"] == pytest.approx(96.1)
-    assert table.loc["mmap"].dropna().to_dict() == {"peak_bytes": 2 * GiB}
+    assert table.loc["llama.cpp"].dropna().to_dict() == {"peak_bytes": 2 * GiB}
+    assert table.loc[NF4, ["over_accelerate", "over_mmap"]].tolist() == [6.5, 8]
+    columns = ["times_as_blocks", "times_as_blocks_low", "times_as_blocks_high"]
+    assert table.loc["mmap", columns].tolist() == [6.5, 6.0, 7.0]
 
 
 def test_peers_are_printed_under_their_names_in_units_that_are_read():
@@ -106,23 +86,6 @@ def test_peers_are_printed_under_their_names_in_units_that_are_read():
     assert table.loc["mmap"].dropna().to_dict() == {"peak (GiB)": 2.0}
     other = measurements.beside(peers(airllm=AIRLLM), "drains_per_step")
     assert other.loc["AirLLM", ["s a token", "times as long"]].tolist() == [6.0, 3.12]
-
-
-def test_peers_are_held_against_those_in_16_bits():
-    faster = {"times": 6.5, "low": 6.0, "high": 7.0}
-    packed = {
-        "peak_bytes": GiB, "median_s": 0.5, "is_faster_than_accelerate": faster
-    }  # fmt: skip
-    table = peers(**{"mmap": AIRLLM | {"median_s": 4.2}, "streamed-nf4": packed})
-    assert table.loc["streamed, NF4", "over_accelerate"] == 6.5
-    assert table.loc["streamed, NF4", "over_mmap"] == pytest.approx(8.4)
-
-
-def test_a_peer_in_blocks_is_held_against_the_streamed_model_in_the_same():
-    faster = {"times": 0.4, "low": 0.3, "high": 0.5}
-    table = peers(**{"llama.cpp-q4": AIRLLM | {"streamed_q4_is_faster": faster}})
-    columns = ["times_as_blocks", "times_as_blocks_low", "times_as_blocks_high"]
-    assert table.loc["llama.cpp, 4 bits", columns].tolist() == [0.4, 0.3, 0.5]
 
 
 def test_use_is_that_of_the_first_run_of_each_system():
@@ -269,10 +232,6 @@ WIDE = "not measurable in so restless a run, whose times allow "
 def test_crossover_is_a_number_only_between_the_counts(value, low, high, expected):
     found = Interval(value, low, high)
     assert measurements.crossover_says(found, [8, 64, 1024]) == expected
-
-
-def test_one_token_is_singular():
-    assert measurements.crossover_text(0.0, [1, 2]) == "at most 1 token"
 
 
 def seconds(low, high, n=8):

@@ -8,7 +8,7 @@ layers of the geometry of LLaMA-2-7B: batch 1 to 256, tokens of a pass, ring and
 memory. Then the tokens of a pass at which computing meets reading, predicted from the
 same rates and found by longer and longer passes.
 
-    python benchmarks/prediction.py [--plans 20] [--layers 6] [--checkpoint FOLDER]
+    python benchmarks/step_times.py [--plans 20] [--layers 6] [--checkpoint FOLDER]
 """
 
 import math
@@ -152,7 +152,6 @@ def main(
     rounds: Annotated[int, "of the crossover"] = 3,
     seed: int = 1,  # plans of 0 were looked at while the formula of a step was sought
 ) -> None:
-    """The command."""
     record, store = Record(out), random_checkpoint(GEOMETRY, layers)
     if checkpoint is not None:
         store = nullcontext(checkpoint_folder(checkpoint))

@@ -11,7 +11,7 @@ filled. What the log of FIFO says of the others (`what_if`) is kept beside what
 they then did, and how many would have been late under any schedule of the service times
 of that log.
 
-    python benchmarks/serving.py [REPEATS [REQUESTS]]
+    python benchmarks/model_service.py [REPEATS [REQUESTS]]
 
 REQUESTS are about those at a load of one; so many come that every batch is filled.
 """
@@ -26,8 +26,8 @@ from time import monotonic
 from typing import Any
 
 import numpy as np
+from http_service import foretold, outcome
 from record import Record, benchmark, show, tell
-from service import foretold, outcome
 
 from thesis_lib.common.units import GiB, MiB
 from thesis_lib.memory.compress.convert import CALIBRATION_TEXT

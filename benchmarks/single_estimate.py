@@ -4,7 +4,7 @@ Checks on every held-out transaction that both give the same bits, then asks eac
 one transaction after the other, in turn, round by round; scikit-learn as its manual has
 it for this: with all threads, with one, and with one and its checks off.
 
-    python benchmarks/predict.py
+    python benchmarks/single_estimate.py
 """
 
 import json
@@ -86,7 +86,6 @@ def grow_trees(past: Trace, future: Trace) -> tuple[models.Boosted, Any, Trees]:
 
 @benchmark
 def main(out: Path) -> None:
-    """Check, measure, and keep the record."""
     record = Record(out)
     whole = with_features(Trace.read(data_folder() / "traces" / TRACE), STATIC)
     past, future = replace(whole, service_s=whole.measured["cpu_s"]).split(PAST)

@@ -9,13 +9,14 @@ the last. Every policy gets the same requests at the same times; `bare` is the s
 without any, and PostgreSQL shares its cores out. What the log of FIFO says of the
 others (`what_if`) is kept beside what they then did.
 
-    python benchmarks/service.py [REPEATS [REQUESTS]]
+    python benchmarks/http_service.py [REPEATS [REQUESTS]]
 """
 
 import asyncio
 import os
 import socket
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from itertools import count, product
@@ -29,7 +30,7 @@ import numpy as np
 import psutil
 import psycopg
 import uvicorn
-from record import Record, benchmark, calling, own_core, show, tell
+from record import Record, benchmark, calling, checkout, own_core, show, tell
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -41,7 +42,9 @@ from thesis_lib.sequencer.core.trace import F64
 from thesis_lib.sequencer.engine.postgres import connect, postgres_server
 from thesis_lib.sequencer.workload.arrivals import poisson_arrivals
 from thesis_serve.admission.estimator import ServiceEstimator
-from thesis_serve.admission.log import what_if
+
+sys.path.append(str(checkout() / "examples" / "sequencer"))
+from what_if import what_if
 
 POLICIES = ("bare", "fifo", "codel", "queue-cap", "late-edf", "bid-price")
 LOADS = (0.9, 1.1, 1.5)
