@@ -85,7 +85,8 @@ def _chinese() -> tuple[list[int], list[int]]:
     texts = [page.read_text() for page in pages]
     own = [path.read_text() for path in ROOT.glob("book/_ext/*.py")]
     own += [path.read_text() for path in ROOT.glob("src/thesis_book/**/*.py")]
-    own.append((ROOT / "book" / "index_entries.yml").read_text())
+    for name in ("index_entries.yml", "_ext/interface_zh.json"):
+        own.append((ROOT / "book" / name).read_text())
     abroad = [
         "".join(re.findall("^# .*", text, re.MULTILINE)) if "lang: zh" in text else text
         for text in texts

@@ -10,48 +10,15 @@ import re
 from pathlib import Path
 
 from bs4 import BeautifulSoup, Tag
-from PIL import Image, ImageOps
+from jinja2 import Environment, FileSystemLoader
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 from thesis_cards import link_claims, write_cards
 
-from thesis_book.compare.present import PICTURE
-
 CHINESE = re.compile("[\u4e00-\u9fff]")
-INTERFACE = {  # what surrounds a text, on a page in Chinese
-    "Back matter": "卷末",
-    "Back to top": "回到頂端",
-    "By The contributors": "作者：本書貢獻者",
-    "Colour mode": "色彩模式",
-    "Conclusion": "結論",
-    "Contents": "目錄",
-    "Contents of the book": "全書目錄",
-    "Dark": "深色",
-    "Download source file": "下載原始檔",
-    "Download this page": "下載本頁",
-    "Front matter": "卷首",
-    "Light": "淺色",
-    "Link to this heading": "本標題的連結",
-    "Main": "主選單",
-    "Page": "本頁",
-    "Play": "動手試",
-    "Part I · Learning for systems": "第一部 · 以學習改進系統",
-    "Part II · Systems for learning": "第二部 · 以系統支援學習",
-    "Print to PDF": "列印成 PDF",
-    "Search": "搜尋",
-    "Search this book": "搜尋本書",
-    "Skip to main content": "跳至主要內容",
-    "System Settings": "依系統設定",
-    "The package": "套件",
-    "The thesis": "論文",
-    "Toggle primary sidebar": "切換側欄",
-    "Toggle secondary sidebar": "切換本頁目錄",
-    "Version warning": "版本警告",
-    "next": "下一頁",
-    "next page": "下一頁",
-    "previous": "上一頁",
-    "previous page": "上一頁",
-}
+# What surrounds a text, on a page in Chinese.
+INTERFACE = json.loads((Path(__file__).parent / "interface_zh.json").read_text())
+TEMPLATES = Path(__file__).parents[1] / "_templates"
 BELOW = "Pages below"  # a chapter, in the contents
 SPOKEN = ["aria-label", "title", "placeholder", "data-bs-title"]
 FRAME = "pst-scrollable-table-container"  # the theme gives it its tabulator stop
@@ -67,77 +34,13 @@ PRELOAD = """if (location.protocol != "file:")
     rel: "preload", as: "font", type: "font/woff2", crossOrigin: "", href: "{face}",
   }}));
 """
-ENTRANCE = """<!DOCTYPE html>
-<html lang="{lang}">
-<meta charset="utf-8">
-<meta http-equiv="refresh" content="0; url={first}">
-<link rel="canonical" href="{first}">
-<title>{title}</title>
-<p><a href="{first}">{title}</a></p>
-</html>
-"""
-# It may be shown at any address below the book, whose folder is the nearest above that
-# holds the book's index; `embed_text_faces` puts the face in.
-MISSING = """<!DOCTYPE html>
-<html lang="{lang}">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>No such page: {title}</title>
-<style>
-@font-face {{ font-family: "Book Sans"; font-weight: 400 700;
-  src: url("_static/fonts/book-sans-upright.woff2") format("woff2"); }}
-:root {{ color-scheme: light; }}
-:root[data-theme="dark"] {{ color-scheme: dark; }}
-body {{ background: light-dark(#fff, #121212); color: light-dark(#1f2328, #e4e7ea);
-  font: 1.1rem/1.6 "Book Sans", sans-serif;
-  max-width: 36rem; margin: 15vh auto; padding: 0 1rem; }}
-a {{ color: light-dark(#0a6b80, #5fc9de); }}
-input {{ font: inherit; width: 100%; padding: 0.4rem; box-sizing: border-box; }}
-</style>
-<main>
-<h1>There is no such page</h1>
-<p>The book has been changed, or the address has a mistake.
-<a id="first" href="{first}">Start at its first page</a>, or look for a word:</p>
-<form id="search" action="search.html">
-<input type="search" name="q" aria-label="Search this book"></form>
-</main>
-<script type="module">
-document.documentElement.dataset.theme = {theme};
-let folder = location.pathname;
-do folder = folder.replace(/[^/]*\\/?$/, "");
-while (folder !== "/"
-  && !(await fetch(folder + "searchindex.js", {{ method: "HEAD" }})).ok);
-document.getElementById("first").href = folder + "{first}";
-document.getElementById("search").action = folder + "search.html";
-</script>
-</html>
-"""
 
 
 def _text(element: Tag) -> str:
     return " ".join(element.get_text().split())
 
 
-LINK_PICTURE, LINK_SIZE = "_static/link-picture.png", (1200, 630)
-
-
-def picture_links(html: Path, repository: str) -> str:
-    """Write what messengers show of a link to the book; its address on GitHub Pages.
-
-    It is the picture of the README, as a chapter's figure. Nothing is written where no
-    `repository` is known: without an address of the book there is none of the picture.
-    """
-    if not repository:
-        return ""
-    with Image.open(html / "_static" / "figures" / f"{PICTURE}.png") as drawing:
-        shown = ImageOps.pad(drawing.convert("RGB"), LINK_SIZE, color="white")
-    few = shown.quantize(128, Image.Quantize.FASTOCTREE)  # which keeps rare colours
-    few.save(html / LINK_PICTURE, optimize=True)
-    owner, name = repository.rsplit("/", 2)[1:]
-    return f"https://{owner}.github.io/{name}/{LINK_PICTURE}"
-
-
-def describe(soup: BeautifulSoup, picture: str) -> None:
+def describe(soup: BeautifulSoup) -> None:
     """Say in the head what the page is about, for lists of results and of links."""
     title, head = soup.title, soup.head
     paragraph = soup.select_one("article p:not(.admonition-title, .caption)")
@@ -150,7 +53,6 @@ def describe(soup: BeautifulSoup, picture: str) -> None:
     if _text(title).endswith(f" {name}"):  # the first page, which has the book's name
         title.string = name
     said = {"og:title": name, "og:type": "article", "og:description": about}
-    said |= {"og:image": picture} if picture else {}
     if not head.select_one('meta[name="description"]'):
         head.append(
             soup.new_tag("meta", attrs={"name": "description", "content": about})
@@ -281,29 +183,15 @@ def drop_scripts(soup: BeautifulSoup) -> None:
         link.decompose()
 
 
-def plain_classes(pygments: str) -> set[str]:
-    """The classes of code that look as code without a class, in light and in dark."""
-    rule = r"(?P<theme>html\S*) \.highlight \.(?P<name>\w+) {{ color: {colour} }}"
-    plain = []
-    for theme in ("light", "dark"):
-        start = rf'html\[data-theme="{theme}"\] \.highlight'
-        colour = re.search(rf"{start} {{[^}}]*[; ]color: (#\w+)", pygments)
-        rule = rf"{start} \.(\w+) {{ color: {colour[1] if colour else ''} }}"
-        plain.append({*re.findall(rule, pygments, re.IGNORECASE)})
-    return plain[0] & plain[1]
-
-
-def mend(page: Path, html: Path, plain: set[str], picture: str = "") -> BeautifulSoup:
-    """Mend one page of the built book, shown by a `picture`; what it is then."""
+def mend(page: Path, html: Path) -> BeautifulSoup:
+    """Mend one page of the built book; return it parsed."""
     text = page.read_text().replace(STORED, THEME)
     # Without scripts a page is light.
     text = text.replace('data-theme="auto"', 'data-theme="light"', 1)
-    for name in plain:
-        text = re.sub(rf'<span class="{name}">([^<>]*)</span>', r"\1", text)
     soup = BeautifulSoup(text, "html.parser")
     root = "../" * (len(page.relative_to(html).parts) - 1)
     drop_scripts(soup)
-    describe(soup, picture)
+    describe(soup)
     preload(soup, root)
     name_controls(soup)
     keep_column(soup)
@@ -357,16 +245,16 @@ def mend_all(app: Sphinx, exception: Exception | None) -> None:
     if exception or app.builder.name != "html":
         return
     html = Path(app.outdir)
-    plain = plain_classes((html / "_static" / "pygments.css").read_text())
     pages = [p for p in html.rglob("*.html") if "_static" not in p.parts]
-    picture = picture_links(html, app.config.html_context.get("thesis_repository", ""))
     mend_excerpts(html / "_static" / "searchtools.js")
-    mended = {str(p.relative_to(html)): mend(p, html, plain, picture) for p in pages}
+    mended = {str(p.relative_to(html)): mend(p, html) for p in pages}
     write_cards(app, mended)
     known = {"lang": app.config.language, "title": app.config.html_title}
-    for name, text in {"index.html": ENTRANCE, "404.html": MISSING}.items():
-        first = f"{app.config.root_doc}.html"
-        (html / name).write_text(text.format(**known, first=first, theme=THEME))
+    known |= {"first": f"{app.config.root_doc}.html", "theme": THEME}
+    templates = Environment(loader=FileSystemLoader(TEMPLATES))
+    for name, page in {"entrance": "index", "missing": "404"}.items():
+        text = templates.get_template(f"{name}.html").render(known)
+        (html / f"{page}.html").write_text(text)
     embed_text_faces(html)
 
 

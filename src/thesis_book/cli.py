@@ -43,8 +43,9 @@ def run(
 ) -> None:
     """Re-execute chapters with papermill; skip those whose result is fresh."""
     from thesis_book.execute import chapters
+    from thesis_book.execute.parameters import assignments
 
-    overrides = chapters.assignments(parameter or [])
+    overrides = assignments(parameter or [])
     chosen = chapters.select(names or [])
     folder = output or chapters.repository() / "build" / "chapters" / profile
     clock = time.perf_counter()

@@ -5,12 +5,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
-import numpy as np
 import pydata_sphinx_theme
 import pytest
 from bs4 import BeautifulSoup
 from docutils import nodes
-from PIL import Image
 from pybtex.database import parse_file
 from sphinx.addnodes import pending_xref
 from thesis_content import (
@@ -27,13 +25,9 @@ from thesis_pages import (
     THEME,
     mend,
     name_notes,
-    picture_links,
-    plain_classes,
 )
 from thesis_references import CitedStyle, cite_thesis_once, cited
 from thesis_search import SearchBoth
-
-from thesis_book.compare.present import PICTURE
 
 ROOT = Path(__file__).parents[2]
 FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<![\\$])\$(?! )([^$\n]+?)\$", re.DOTALL)
@@ -144,19 +138,6 @@ def test_chinese_is_indexed_by_one_and_by_two_characters():
     assert found == ["GPT", "定", "序", "器", "定序", "序器", "量", "化", "量化", "x2"]
 
 
-def test_code_is_plain_where_both_themes_draw_it_so():
-    rules = [
-        f'html[data-theme="{theme}"] .highlight {rule}'
-        for theme, text in (("light", "#080808"), ("dark", "#F8F8F2"))
-        for rule in (
-            f"{{ background: #123456; color: {text} }}",
-            f".n {{ color: {text} }} /* Name */",
-            ".k { color: #7F4707 } /* Keyword */",
-        )
-    ]
-    assert plain_classes("\n".join(rules)) == {"n"}
-
-
 def test_figure_links_to_its_files_and_to_itself(tmp_path):
     folder = tmp_path / "book/_static/figures"
     folder.mkdir(parents=True)
@@ -193,7 +174,7 @@ PAGE = """<html lang="{lang}"><head><meta charset="utf-8"><title>One – Book</t
 def mended(folder, **words):
     page = folder / "page.html"
     page.write_text(PAGE.format(**words))
-    mend(page, folder, {"n"})
+    mend(page, folder)
     return BeautifulSoup(page.read_text(), "html.parser")
 
 
@@ -214,7 +195,7 @@ def test_figures_of_a_page_without_a_number_are_numbered_apart():
 def test_a_page_begins_in_the_mode_of_the_system_and_is_light_without_scripts(tmp_path):
     page = tmp_path / "page.html"
     page.write_text(f'<html data-theme="auto"><script>theme = {STORED}</script></html>')
-    soup = mend(page, tmp_path, set())
+    soup = mend(page, tmp_path)
     assert soup.html["data-theme"] == "light"
     assert soup.script.string == f"theme = {THEME}"
     layout = Path(pydata_sphinx_theme.__file__).parent / "theme/pydata_sphinx_theme"
@@ -230,28 +211,6 @@ def test_a_mended_page_names_its_parts(tmp_path):
     assert page.find("meta", property="og:title")["content"] == "One"
     heads = [(cell.name, cell.get("scope")) for cell in page.find_all(["th", "td"])]
     assert heads == [("td", None), ("th", "col"), ("th", "row"), ("td", None)]
-
-
-def test_a_link_has_a_picture_where_the_book_has_an_address(tmp_path):
-    (tmp_path / "_static/figures").mkdir(parents=True)
-    drawing = np.random.default_rng(7).integers(0, 256, (960, 1588, 1), np.uint8)
-    drawing = np.repeat(drawing, 3, axis=2)
-    drawing[470:490, 784:804] = blue = (0, 114, 178)  # a mark among many greys
-    Image.fromarray(drawing).save(tmp_path / f"_static/figures/{PICTURE}.png")
-    assert picture_links(tmp_path, "") == ""
-    picture = picture_links(tmp_path, "https://github.com/me/book")
-    root = "https://me.github.io/book/"
-    with Image.open(tmp_path / picture.removeprefix(root)) as shown:
-        assert (shown.format, shown.size) == ("PNG", (1200, 630))
-        colours = np.asarray(shown.convert("RGB"), int)
-    assert colours[0, 0].min() > 250
-    assert np.abs(colours[315, 600] - blue).max() < 16
-    page = tmp_path / "page.html"
-    for known in (picture, ""):
-        page.write_text(PAGE.format(lang="en", link="x"))
-        soup = mend(page, tmp_path, set(), known)
-        found = soup.select('meta[property="og:image"]')
-        assert [image["content"] for image in found] == [known] * bool(known)
 
 
 def test_a_side_note_begins_with_its_name_and_is_named_so():

@@ -87,14 +87,6 @@ def test_the_ring_is_drawn_as_it_was_scheduled(ring, extra):
         assert all(b[0] >= a[0] + a[1] - 1e-9 for a, b in pairwise(mine))
 
 
-def test_the_picture_of_the_ring_ends_where_it_is_told_to():
-    made = visits(2)
-    end_s = made[5].ends_s
-    (ax,) = figures.ring_picture(made, until_s=end_s).figure.axes
-    assert ax.get_xlim() == (0, end_s)
-    assert all(bar[0] < end_s for bar in bars(ax))
-
-
 def test_a_timeline_has_a_row_for_each_kind_and_counts_from_its_first_span():
     fields = ("kind", "layer", "start_s", "end_s")
     spans = [
@@ -185,61 +177,6 @@ def test_no_line_of_the_roofline_strikes_out_a_name(io_s):
     assert not struck(*figure.axes)
 
 
-@pytest.mark.parametrize("systems", [["streamed"], ["streamed", "mmap"]])
-def test_memory_over_time_has_a_panel_a_system_and_two_lines_in_each(systems):
-    samples = np.array([[0.0, GiB, GiB / 2], [1.0, 2 * GiB, GiB]])
-    figure, _ = figures.memory_over_time(dict.fromkeys(systems, samples), 2 * GiB)
-    assert [ax.get_title() for ax in figure.axes] == systems
-    for ax in figure.axes:
-        held, private, limit = (list(line.get_ydata()) for line in ax.lines)
-        assert (held, private, limit[0]) == ([1.0, 2.0], [0.5, 1.0], 2.0)
-
-
-def test_ways_to_propose_stand_beside_plain_decoding():
-    table = pd.DataFrame(
-        [[2.0, 1.5, 3.0, 1.8, 1.2, 2.5], [1.1, 1.0, 1.2, 0.9, 0.8, 1.0]],
-        index=["repeating, lookup", "prose, lookup"],
-        columns=[
-            "tokens_per_pass",
-            "low",
-            "high",
-            "times_faster",
-            "times_low",
-            "times_high",
-        ],
-    )
-    left, right = figures.speculation(table).figure.axes
-    assert texts(left.get_yticklabels()) == list(table.index)
-    for drawn, value in ((left, "tokens_per_pass"), (right, "times_faster")):
-        plain, *_ = (line for line in drawn.lines if line.get_linestyle() == "--")
-        assert plain.get_xdata()[0] == 1
-        assert list(drawn.lines[0].get_xdata()) == list(table[value])
-
-
-@pytest.mark.parametrize(
-    ("draw", "known", "kind", "label", "looks"),
-    [
-        (figures.predicted_times, "measured_s", "limit", "bound by", "LIMIT_LOOKS"),
-        (
-            lambda table: figures.published_times(table, 0.25),
-            "published_s", "copy", "copy", "COPY_LOOKS",
-        ),
-    ],
-)  # fmt: skip
-def test_predictions_stand_at_their_place_in_the_look_of_their_kind(
-    draw, known, kind, label, looks
-):
-    for name, (colour, marker) in getattr(figures, looks).items():
-        table = pd.DataFrame(
-            {known: [4.0, 10.0], "predicted_s": [4.0, 3.0], kind: [name] * 2}
-        )
-        (ax,) = draw(table).figure.axes
-        line = named(ax)[f"{label} {name}"]
-        assert line.get_xydata().tolist() == [[4.0, 4.0], [10.0, 3.0]]
-        assert (line.get_color(), line.get_marker()) == (colour, marker)
-        assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
-
-
 @pytest.mark.parametrize(
     ("model", "limit", "panels", "unit", "scale"),
     [(120 * GiB, 8 * GiB, 2, "GiB", GiB), (256 * MiB, 96 * MiB, 1, "MiB", MiB)],
@@ -296,40 +233,6 @@ def test_where_perplexities_differ_by_thousands_no_tick_stands_between_decades(
     assert shown >= set(ticks)
     if most > 1e3:
         assert not {50.0, 200.0, 500.0} & shown
-
-
-def test_methods_are_lines_over_bits_and_the_dense_model_a_level():
-    table = pd.DataFrame(
-        [
-            ["GPTQ", 4.25, 26.0, 25.5, 26.5],
-            ["GPTQ", 3.25, 40.0, 40.0, 40.0],
-            ["bf16", 16.0, 24.0, 24.0, 24.0],
-        ],
-        columns=["method", "bits", "perplexity", "low", "high"],
-    )
-    (ax,) = figures.bits_and_perplexity(table).figure.axes
-    assert set(texts(ax.get_legend().get_texts())) == {"bfloat16", "GPTQ"}
-    (line,) = [line for line in ax.get_lines() if line.get_marker() == "o"]
-    assert line.get_xdata().tolist() == [3.25, 4.25]
-    (level,) = [line for line in ax.get_lines() if line.get_linestyle() == ":"]
-    assert set(level.get_ydata()) == {24.0}
-
-
-def test_losses_have_a_panel_a_text_and_ticks_in_times():
-    table = pd.DataFrame(
-        [
-            [text, ratio, step, times, 0.9 * times, 1.1 * times]
-            for text in ("fiction", "technical English")
-            for ratio in (0.6, 0.8)
-            for step, times in (("plain", 1e5), ("whitened", 2.0))
-        ],
-        columns=["text", "ratio", "step", "times", "low", "high"],
-    )
-    drawn = figures.losses_by_ratio(table).figure.axes
-    assert [ax.get_title() for ax in drawn] == list(dict.fromkeys(table.text))
-    ticks = dict(zip(drawn[0].get_yticks(), drawn[0].get_yticklabels(), strict=True))
-    assert ticks[10_000].get_text() == "10,000"
-    assert all(ax.xaxis_inverted() for ax in drawn)
 
 
 def ways(timed):

@@ -83,16 +83,3 @@ def test_every_page_has_a_language_a_title_and_a_description(soups):
             for key in ("description", "og:title", "og:description"):
                 meta = soup.select_one(f'meta[name="{key}"], meta[property="{key}"]')
                 assert meta["content"].strip(), f"{name} has no {key}"
-
-
-def test_the_picture_of_links_is_small_and_that_of_every_page_or_of_none(soups, html):
-    parts = ("book/", "notebooks/")
-    found = {
-        name: [m["content"] for m in soup.select('meta[property="og:image"]')]
-        for name, soup in soups.items()
-        if name.startswith(parts)
-    }
-    (pictures,) = {tuple(each) for each in found.values()}
-    for picture in pictures:
-        path = re.fullmatch(r"https://[\w-]+\.github\.io/[\w.-]+/(.+)", picture)[1]
-        assert (html / path).stat().st_size < 100_000

@@ -153,7 +153,7 @@ def test_no_table_or_line_is_cut_on_paper(browser, html, pages):
     assert not cut
 
 
-def test_a_chapter_prints_its_number_and_words_and_none_of_the_screen(browser, html):
+def test_chapter_prints_its_text_and_no_controls(browser, html):
     page = browser.new_page()
     page.add_init_script("localStorage.mode = localStorage.theme = 'dark'")
     page.goto((html / "notebooks" / "03_enhanced_sequencer.html").as_uri())
@@ -175,10 +175,6 @@ def test_a_chapter_prints_its_number_and_words_and_none_of_the_screen(browser, h
     lines = "\n".join(sheet.extract_text() for sheet in printed.pages).split("\n")
     for word in ("Code", "Hide code", "Contents", "Search", "#"):
         assert word not in map(str.strip, lines), word
-    for number, text in enumerate(texts, 1):
-        assert "Learning for Systems, Systems for Learning" in text
-        assert re.search(rf"(?<!\d){number}(?!\d)", text)
-        assert "notebooks/03_enhanced_sequencer.html" in text
 
 
 def test_the_notebooks_to_take_away_are_executed_and_clean(html):

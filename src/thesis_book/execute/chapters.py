@@ -7,7 +7,6 @@ versions and the machine. Its result is one notebook and one record, replaced on
 complete ones, under a lock that a killed process gives up.
 """
 
-import ast
 import errno
 import functools
 import hashlib
@@ -27,6 +26,7 @@ from filelock import FileLock, Timeout
 
 from thesis_book.execute.claims import FILE as CLAIMS_FILE
 from thesis_book.execute.claims import claim_hash
+from thesis_book.execute.imports import modules
 from thesis_book.execute.parameters import (
     TYPES,
     Parameter,
@@ -44,7 +44,7 @@ from thesis_book.execute.provenance import (
     versions,
 )
 from thesis_book.execute.records import OldRecord, Record, glued, read_as
-from thesis_lib.common.errors import InvalidInput, Lost, choice, require, shown
+from thesis_lib.common.errors import InvalidInput, Lost, choice, require
 from thesis_lib.common.files import (
     cache_folder,
     content_hash,
@@ -161,34 +161,6 @@ def profile_values(profile: str) -> dict[str, dict[str, Any]]:
     return content
 
 
-def assignment(text: str) -> tuple[str, Any]:
-    """Name and value of 'NAME=VALUE', the value read as YAML."""
-    name, separator, value = text.partition("=")
-    require(
-        bool(separator) and name.isidentifier(),
-        f"parameter {text!r} cannot be read: expected NAME=VALUE, such as seeds=5",
-    )
-    try:
-        return name, read_yaml(value)
-    except (yaml.YAMLError, LookupError, ValueError, AttributeError, RecursionError):
-        # What YAML takes for a date or a number may be none.
-        raise InvalidInput(
-            f"value of {shown(text)} cannot be read: expected YAML as in the files of "
-            "data/params, such as 5, 0.9, [0.8, 1.1] or text in quotes; numbers in "
-            "plain digits, not 010 or 1:30"
-        ) from None
-
-
-def assignments(texts: Iterable[str]) -> dict[str, Any]:
-    """Values by name of 'NAME=VALUE' each. Raises InvalidInput for a name twice."""
-    given: dict[str, Any] = {}
-    for text in texts:
-        name, value = assignment(text)
-        require(name not in given, f"parameter {name} is given twice: say it once")
-        given[name] = value
-    return given
-
-
 def listing(declared: Mapping[str, Parameter], values: Mapping[str, Any]) -> str:
     """Parameters, a line each: name, type, value where nothing else is said, limits."""
     return "\n".join(
@@ -256,44 +228,6 @@ def refuse_unknown(
         if declared:
             error.add_note(f"Parameters of {where}:\n{listing(declared, values)}")
         raise error
-
-
-def _imported(source: str, package: str = "") -> set[str]:
-    """Dotted names of our modules that `source`, in a package, may import."""
-    names = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            module = f"{package}.{node.module}" if node.level else node.module
-            names |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
-    return {name for name in names if name.split(".")[0].startswith("thesis_")}
-
-
-def module_file(name: str) -> Path | None:
-    """The source file of a module of the package, or None if it is not one."""
-    base = Path(__file__).parents[2].joinpath(*name.split("."))
-    candidates = (base.with_suffix(".py"), base / "__init__.py")
-    return next((path for path in candidates if path.is_file()), None)
-
-
-def modules(source: str) -> set[Path]:
-    """Source files of the package that `source` imports, directly or not.
-
-    What a front door loads when it is asked, which its stub says, counts as imported,
-    and so do the page and the script beside a module.
-    """
-    found: set[Path] = set()
-    names = list(_imported(source))
-    while names:
-        name = names.pop()
-        path = module_file(name)
-        if path is not None and path not in found:
-            found |= {path, *path.parent.glob("*.html"), *path.parent.glob("*.js")}
-            names += _imported(path.read_text())
-            stub = path.with_suffix(".pyi")
-            names += _imported(stub.read_text(), name) if stub.is_file() else []
-    return found
 
 
 def code(notebook: "NotebookNode") -> str:

@@ -34,7 +34,7 @@ from typing import Any
 
 import yaml
 
-from thesis_lib.common.errors import InvalidInput, require
+from thesis_lib.common.errors import InvalidInput, require, shown
 
 TYPES: dict[str, type | UnionType] = {
     "int": int,
@@ -75,6 +75,33 @@ def read_yaml(text: str) -> Any:
         return yaml.load(text, _Strict)
     except (LookupError, ValueError, AttributeError, RecursionError) as error:
         raise yaml.YAMLError(f"a value cannot be read: {error}") from error
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    """Name and value of 'NAME=VALUE', the value read as YAML."""
+    name, separator, value = text.partition("=")
+    require(
+        bool(separator) and name.isidentifier(),
+        f"parameter {text!r} cannot be read: expected NAME=VALUE, such as seeds=5",
+    )
+    try:
+        return name, read_yaml(value)
+    except yaml.YAMLError:
+        raise InvalidInput(
+            f"value of {shown(text)} cannot be read: expected YAML as in the files of "
+            "data/params, such as 5, 0.9, [0.8, 1.1] or text in quotes; numbers in "
+            "plain digits, not 010 or 1:30"
+        ) from None
+
+
+def assignments(texts: Iterable[str]) -> dict[str, Any]:
+    """Values by name of 'NAME=VALUE' each. Raises InvalidInput for a name twice."""
+    given: dict[str, Any] = {}
+    for text in texts:
+        name, value = _assignment(text)
+        require(name not in given, f"parameter {name} is given twice: say it once")
+        given[name] = value
+    return given
 
 
 Bound = float | str  # a number, or a rule that makes it of other parameters

@@ -289,23 +289,30 @@ def run(
             if not client.nthreads():
                 on_wait(f"waiting for workers of {scheduler}")
             for point, outcome in _execute_points(client, grid, waiting):
-                name = point.name
-                failed = folder / f"{name}.failed.ipynb"
-                if outcome.record is None:
-                    errors[name] = " ".join(outcome.error.split())
-                    if outcome.notebook:
-                        write_whole(failed, outcome.notebook)
+                if record := _store(outcome, folder, point.name):
+                    records[point.name] = record
                 else:
-                    records[name] = Record.from_json(outcome.record, name)
-                    write_whole(folder / f"{name}.ipynb", outcome.notebook)
-                    # Last: the record marks the point as finished.
-                    write_whole(folder / f"{name}.json", outcome.record)
-                    failed.unlink(missing_ok=True)
+                    errors[point.name] = " ".join(outcome.error.split())
                 progress(len(records) + len(errors), total)
         results = gather(grid, records, errors)
         write_whole(output / "results.parquet", results.to_parquet(index=False))
         write_summary(grid, results, output)
     return results, len(waiting)
+
+
+def _store(outcome: Outcome, folder: Path, name: str) -> Record | None:
+    """Write the files of a point; return its record, None if it failed."""
+    failed = folder / f"{name}.failed.ipynb"
+    if outcome.record is None:
+        if outcome.notebook:
+            write_whole(failed, outcome.notebook)
+        return None
+    record = Record.from_json(outcome.record, name)
+    write_whole(folder / f"{name}.ipynb", outcome.notebook)
+    # Last: the record marks the point as finished.
+    write_whole(folder / f"{name}.json", outcome.record)
+    failed.unlink(missing_ok=True)
+    return record
 
 
 def gather(

@@ -9,5 +9,6 @@ from thesis_book.figures.cost import *
 from thesis_book.figures.estimators import *
 from thesis_book.figures.offload import *
 from thesis_book.figures.policies import *
+from thesis_book.figures.runs import *
 from thesis_book.figures.style import *
 from thesis_book.figures.summary import *

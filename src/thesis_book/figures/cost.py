@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.ticker import MultipleLocator
 from numpy.typing import ArrayLike
 
@@ -145,6 +146,35 @@ def parameter_shares(parts: pd.DataFrame) -> Drawing:
     return Drawing(figure, frame.melt("model", var_name="part", value_name="percent"))
 
 
+def _cache_row(panel: Axes, left: float, cell: float, tokens: int) -> None:
+    """The cells of the cache, the newest in full colour, and room for one more."""
+    for token in range(tokens + 1):
+        new = {"alpha": 1.0 if token == tokens - 1 else 0.35}
+        look = {"facecolor": style.GREEN, "edgecolor": "white"} | new
+        look = look if token < tokens else {"edgecolor": style.GREEN, "linestyle": ":"}
+        place = left + (token + 0.5) * cell, 3.6
+        style.box(panel, place, (cell, 0.4), label="cache", **look)
+
+
+def _frames(
+    panel: Axes, spec: ModelSpec, wide: float, middle: float, size: float
+) -> None:
+    """What is drawn dashed: embedding, the layer around its parts, and the head."""
+    dashed = {"edgecolor": style.GREY, "linestyle": "--"}
+    words = f"token → its row, of {spec.vocab:,}"
+    style.box(panel, (middle, 0), (size, 0.5), words, **dashed)
+    style.box(panel, (middle, 4.95), (size, 7.7), label="layer", **dashed)
+    words = f"{spec.embedding_bytes / 1e3:,.0f} kB → {spec.vocab:,} logits"
+    style.box(panel, (middle, 10.05), (size, 0.5), words, **dashed)
+    state_kb = spec.hidden * spec.dtype_bytes / 1e3
+    look = {"ha": "left"}
+    words = f"state: {spec.hidden} numbers, {state_kb:.1f} kB"
+    style.say(panel, 0, 0.68, words, **look)
+    words = f"a layer: {spec.layer_bytes / 1e3:,.0f} kB"
+    style.say(panel, 1.15 * wide, 7.8, words, **look)
+    style.say(panel, 1.15 * wide, 8.25, f"× {spec.layers}", weight="bold", **look)
+
+
 def decoder_layer(spec: ModelSpec, tokens: int) -> Drawing:
     """What the state of a token meets in a decoder layer, from embedding to logits.
 
@@ -162,17 +192,8 @@ def decoder_layer(spec: ModelSpec, tokens: int) -> Drawing:
     box, flow, say = (
         partial(draw, panel) for draw in (style.box, style.arrow, style.say)
     )
-    # What is written, and what a token brings
-    middle, size = (left + right) / 2, right - left
-    dashed = {"edgecolor": style.GREY, "linestyle": "--"}
-    box((middle, 0), (size, 0.5), f"token → its row, of {spec.vocab:,}", **dashed)
-    box((middle, 4.95), (size, 7.7), label="layer", **dashed)
-    words = f"{spec.embedding_bytes / 1e3:,.0f} kB → {spec.vocab:,} logits"
-    box((middle, 10.05), (size, 0.5), words, **dashed)
+    _frames(panel, spec, wide, (left + right) / 2, right - left)
     look = {"ha": "left"}
-    say(0, 0.68, f"state: {spec.hidden} numbers, {state_kb:.1f} kB", **look)
-    say(1.15 * wide, 7.8, f"a layer: {spec.layer_bytes / 1e3:,.0f} kB", **look)
-    say(1.15 * wide, 8.25, f"× {spec.layers}", weight="bold", **look)
     cell = 0.15 * wide  # of the cache, the last of which lies below v
     cache, row_kb = v - (tokens - 0.5) * cell, 2 * keys * spec.dtype_bytes / 1e3
     say(cache, 4.1, "key-value cache:", **look)
@@ -197,11 +218,7 @@ def decoder_layer(spec: ModelSpec, tokens: int) -> Drawing:
         say(x, y, sign, fontsize=9, bbox=round_)
         if x == stream:
             flow((0, y), (x, y), gap_pt=6)
-    for token in range(tokens + 1):
-        new = {"alpha": 1.0 if token == tokens - 1 else 0.35}
-        look = {"facecolor": style.GREEN, "edgecolor": "white"} | new
-        look = look if token < tokens else {"edgecolor": style.GREEN, "linestyle": ":"}
-        box((cache + (token + 0.5) * cell, 3.6), (cell, 0.4), label="cache", **look)
+    _cache_row(panel, cache, cell, tokens)
     rows = []
     for name, outputs, x, y in (
         ("q", queries, q, 2.4), ("k", keys, k, 2.4), ("v", keys, v, 2.4),

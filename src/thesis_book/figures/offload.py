@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import ConnectionPatch, Patch
 from numpy.typing import ArrayLike
@@ -356,6 +357,22 @@ def _predictions(
     return Drawing(figure, table.filter(["kind", "known_s", "predicted_s"]))
 
 
+_LINE_COLOURS = {
+    "reading": SPAN_COLOURS["read"],
+    "computing": SPAN_COLOURS["compute"],
+}
+
+
+def _name_line(
+    panel: Axes, name: str, count: float, lines: Mapping[str, float]
+) -> None:
+    """Name a line at so many tokens, by where the `lines` are there in seconds."""
+    above = lines[name] == max(lines.values())
+    offset, side = ((0, 4), "right") if above else ((0, -11), "center")
+    look = {"fontsize": 8, "color": _LINE_COLOURS[name], "ha": side}
+    style.note(panel, name, (count, lines[name]), offset, **look)
+
+
 def roofline_stream(
     tokens: Sequence[float],
     measured_s: Mapping[str, Sequence[float]],
@@ -378,9 +395,9 @@ def roofline_stream(
     ends = [*tokens, at] if at > 0 else tokens
     span = np.geomspace(min(ends) / 1.5, max(ends) * 1.5, 200)
     compute_s = weights_s + token_s * span
-    reads, computes = SPAN_COLOURS["read"], SPAN_COLOURS["compute"]
-    panel.axhline(io_s, color=reads, linestyle="--", linewidth=1)
-    panel.plot(span, compute_s, color=computes, linestyle="--", linewidth=1)
+    dashed = {"linestyle": "--", "linewidth": 1}
+    panel.axhline(io_s, color=_LINE_COLOURS["reading"], **dashed)
+    panel.plot(span, compute_s, color=_LINE_COLOURS["computing"], **dashed)
     panel.plot(span, np.maximum(io_s, compute_s), color=style.INK, label="predicted")
     for (name, seconds), marker, face in zip(
         measured_s.items(), style.MARKERS, (style.GREEN, "white"), strict=False
@@ -390,40 +407,30 @@ def roofline_stream(
         panel.axvspan(low, high, color=style.GREY, alpha=0.25, linewidth=0)
         panel.axvline(at, color=style.GREY, linewidth=1, label="crossover, predicted")
     if tokens[0] <= found <= tokens[-1]:
-        panel.axvline(
-            found, color=style.INK, linestyle=":", label="crossover, measured"
-        )
+        panel.axvline(found, color=style.INK, ls=":", label="crossover, measured")
     # Each name where its line is the lower one, and away from the points and the other.
     left, right = min(at, tokens[1]) if at > tokens[0] else tokens[1], tokens[-2]
     few = float(np.sqrt(tokens[0] * left))
     many = float(np.sqrt(right * tokens[-1])) if at < right else few
-    for name, count, colour in ("computing", few, computes), ("reading", many, reads):
+    for name, count in ("computing", few), ("reading", many):
         lines = {"computing": weights_s + token_s * count, "reading": io_s}
-        above = lines[name] == max(lines.values())
-        offset, side = ((0, 4), "right") if above else ((0, -11), "center")
-        look = {"fontsize": 8, "color": colour, "ha": side}
-        style.note(panel, name, (count, lines[name]), offset, **look)
-    panel.margins(y=0.12)
-    panel.set(xscale="log", yscale="log", xlim=(span[0], span[-1]))
+        _name_line(panel, name, count, lines)
+    panel.set(xscale="log", yscale="log", xlim=(span[0], span[-1]), ymargin=0.12)
     style.log_ticks(panel.yaxis)
-    apart = [
-        f"{count:g}" if after > 1.4 * count else ""
-        for count, after in zip(tokens, [*tokens[1:], np.inf], strict=True)
-    ]
-    panel.set_xticks(tokens, apart)
+    pairs = zip(tokens, [*tokens[1:], np.inf], strict=True)
+    panel.set_xticks(tokens, [f"{n:g}" if more > 1.4 * n else "" for n, more in pairs])
     panel.minorticks_off()
     panel.set_xlabel("new tokens in a pass, all sequences together")
     panel.set_ylabel("time of a pass (s)")
     style.legend_below(figure, ncols=3, fontsize=8)
     passes = pd.DataFrame({"tokens": tokens, **measured_s})
     crossings = {"predicted": at, "interval low": low, "interval high": high}
+    crossings["measured"] = found
     frames = {
         "measured": passes.melt("tokens", var_name="what", value_name="pass_s"),
         "reading": pd.DataFrame({"tokens": span, "pass_s": io_s}),
         "computing": pd.DataFrame({"tokens": span, "pass_s": compute_s}),
-        "crossover": pd.DataFrame(
-            {"what": [*crossings, "measured"], "tokens": [*crossings.values(), found]}
-        ),
+        "crossover": pd.DataFrame(crossings.items(), columns=["what", "tokens"]),
     }
     return Drawing(figure, stacked(frames, "shown"))
 

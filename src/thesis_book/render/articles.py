@@ -21,7 +21,7 @@ from thesis_lib.common.errors import require
 # What only a screen with scripts can use, and code, which the notebooks hold.
 DROPPED = (
     "script, style, form, source, button, details.hide, .headerlink, .only-dark, "
-    ".take-away, .figure-files, .noprint, .d-print-none"
+    ".take-away, .figure-files, .genindex-jumpbox, .noprint, .d-print-none"
 )
 
 

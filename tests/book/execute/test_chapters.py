@@ -1,8 +1,9 @@
 import nbformat
 import pytest
 
-from thesis_book.execute import chapters
-from thesis_book.execute.chapters import assignment, parameters, resolve, run, select
+from thesis_book.execute import chapters, imports
+from thesis_book.execute.chapters import parameters, resolve, run, select
+from thesis_book.execute.parameters import assignments
 from thesis_book.execute.records import Record
 from thesis_lib.common.errors import InvalidInput, Lost
 
@@ -105,7 +106,7 @@ def test_a_profile_that_names_an_unknown_parameter_is_refused(checkout):
 @pytest.mark.parametrize("text", ["seeds", "=3", "a-b=3", "x=[1"])
 def test_an_assignment_that_cannot_be_read_is_refused(text):
     with pytest.raises(InvalidInput):
-        assignment(text)
+        assignments([text])
 
 
 def test_what_is_fresh_is_skipped_and_what_changed_is_executed(checkout):
@@ -187,11 +188,11 @@ def test_a_key_changes_with_what_a_chapter_reads_and_with_nothing_else(
         return [old != new for old, new in zip(before, keys(), strict=True)]
 
     def another_units():
-        path, original = checkout / "units.py", chapters.module_file
+        path, original = checkout / "units.py", imports.module_file
         path.write_text("from thesis_lib.common import errors\n")
         files = {"thesis_lib.common.units": path}
         monkeypatch.setattr(
-            chapters, "module_file", lambda name: files.get(name) or original(name)
+            imports, "module_file", lambda name: files.get(name) or original(name)
         )
 
     data, second = checkout / "data", select(["2"])[0]
@@ -222,8 +223,8 @@ def test_a_key_changes_with_a_function_that_is_a_parameter(tmp_path):
 
 def test_imports_are_followed_through_the_package():
     source = "from thesis_book.execute import records"
-    found = {path.name for path in chapters.modules(source)}
+    found = {path.name for path in imports.modules(source)}
     assert {"records.py", "errors.py"} <= found
-    behind = {p.name for p in chapters.modules("from thesis_lib import sequencer")}
+    behind = {p.name for p in imports.modules("from thesis_lib import sequencer")}
     assert {"grid.py", "admission.py"} <= behind
     assert "main.py" not in found
