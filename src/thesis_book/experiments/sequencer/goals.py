@@ -354,20 +354,8 @@ def over_best_rule(
     }
 
 
-@dataclass(frozen=True, slots=True)
-class DrawnSetting:
-    """A machine and an objective that nobody chose."""
-
-    warehouses: int
-    cores: int
-    slo_s: float
-    lag_s: float
-    load: float
-    noise: float
-
-
-def random_settings(number: int, seed: int) -> list[DrawnSetting]:
-    """`number` settings, drawn around the scenarios in every respect.
+def random_settings(number: int, seed: int) -> pd.DataFrame:
+    """`number` settings, a row each, drawn around the scenarios in every respect.
 
     2 to 40 warehouses, 2 to 32 cores, an objective of 4 to 30 ms and, for every other,
     a lag of 0.1 to 1 ms, all uniform in their logarithm; a load of 0.7 to 1.6 and
@@ -379,21 +367,23 @@ def random_settings(number: int, seed: int) -> list[DrawnSetting]:
     def between(low: float, high: float) -> float:
         return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
-    return [
-        DrawnSetting(
-            warehouses=round(between(2, 40)),
-            cores=round(between(2, 32)),
-            slo_s=round(between(4e-3, 30e-3), 6),
-            lag_s=round(between(0.1e-3, 1e-3), 6) if at % 2 else 0.0,
-            load=round(float(rng.uniform(0.7, 1.6)), 2),
-            noise=round(float(rng.uniform(0.1, 0.5)), 2),
-        )
-        for at in range(number)
-    ]
+    return pd.DataFrame(
+        [
+            {
+                "warehouses": round(between(2, 40)),
+                "cores": round(between(2, 32)),
+                "slo_s": round(between(4e-3, 30e-3), 6),
+                "lag_s": round(between(0.1e-3, 1e-3), 6) if at % 2 else 0.0,
+                "load": round(float(rng.uniform(0.7, 1.6)), 2),
+                "scatter": round(float(rng.uniform(0.1, 0.5)), 2),
+            }
+            for at in range(number)
+        ]
+    )
 
 
 def elsewhere(
-    settings: Sequence[DrawnSetting], policies: Sequence[str], *, transactions: int,
+    settings: pd.DataFrame, policies: Sequence[str], *, transactions: int,
     seeds: int, seed: int,
 ) -> pd.DataFrame:  # fmt: skip
     """A row a setting: what it is, and the violations of policies and bound.
@@ -401,29 +391,29 @@ def elsewhere(
     In percent; with the reduction of bid-price against FIFO and its interval.
     """
     rows = []
-    for at in settings:
+    for at in settings.to_dict("records"):
         config = SimulationConfig.of_scenario(
-            "A", transactions=transactions, warehouses=at.warehouses, cores=at.cores,
-            slo_s=at.slo_s, delays=Delays(at.lag_s),
+            "A", transactions=transactions, warehouses=at["warehouses"],
+            cores=at["cores"], slo_s=at["slo_s"], delays=Delays(at["lag_s"]),
         )  # fmt: skip
         runs = grid.replicate(
-            config, policies, [at.load], noisy_estimate(at.noise), seeds=seeds,
+            config, policies, [at["load"]], noisy_estimate(at["scatter"]), seeds=seeds,
             seed=seed, bound=True,
         )  # fmt: skip
         rows.append(
             {
-                "warehouses": at.warehouses,
-                "cores": at.cores,
-                "deadline, ms": 1e3 * at.slo_s,
-                "lag, ms": 1e3 * at.lag_s,
-                "load": at.load,
-                "scatter": at.noise,
+                "warehouses": at["warehouses"],
+                "cores": at["cores"],
+                "deadline, ms": 1e3 * at["slo_s"],
+                "lag, ms": 1e3 * at["lag_s"],
+                "load": at["load"],
+                "scatter": at["scatter"],
                 **{
-                    name: 100 * metrics.mean(runs, name, at.load)
+                    name: 100 * metrics.mean(runs, name, at["load"])
                     for name in (*policies, "bound")
                 },
                 **metrics.in_percent(
-                    "reduction", reduction(runs, "bid-price", at.load)
+                    "reduction", reduction(runs, "bid-price", at["load"])
                 ),
             }
         )
