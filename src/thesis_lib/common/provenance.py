@@ -88,11 +88,14 @@ class Usage(NamedTuple):
 
     def since(self, start: "Usage") -> "Usage":
         """Return what was used between two readings."""
-        numbers = [end - at for end, at in zip(self[:-1], start[:-1], strict=True)]
         before = start.disk_bytes
         return Usage(
-            *numbers,
-            {n: moved - before.get(n, 0) for n, moved in self.disk_bytes.items()},
+            wall_s=self.wall_s - start.wall_s,
+            own_s=self.own_s - start.own_s,
+            others_s=self.others_s - start.others_s,
+            idle_s=self.idle_s - start.idle_s,
+            own_bytes=self.own_bytes - start.own_bytes,
+            disk_bytes={n: at - before.get(n, 0) for n, at in self.disk_bytes.items()},
         )
 
     @property

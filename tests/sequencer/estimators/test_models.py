@@ -165,9 +165,19 @@ def test_estimator_rejects_what_it_cannot_learn_or_predict(trace, name):
         fresh.fit(trace.take(np.array([], np.int64)))
 
 
-def test_estimator_rejects_other_features(trace):
-    narrow = replace(
-        trace, features=trace.features[:, :2], feature_names=trace.feature_names[:2]
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["is_payment", "is_new_order"], "has 2 features: .*missing: order_lines"),
+        (
+            ["is_payment", "is_new_order", "lines"],
+            "missing: order_lines; unknown: lines",
+        ),
+    ],
+)
+def test_estimator_rejects_other_features(trace, names, message):
+    other = replace(
+        trace, features=trace.features[:, : len(names)], feature_names=tuple(names)
     )
-    with pytest.raises(InvalidInput, match=r"has 2 features: .*missing: order_lines"):
-        models.predict_all(models.Linear().fit(trace), narrow)
+    with pytest.raises(InvalidInput, match=message):
+        models.predict_all(models.Linear().fit(trace), other)
