@@ -57,7 +57,7 @@ def test_a_record_that_is_missing_is_named():
 def test_a_record_says_which_commit_made_it_on_which_machine(name):
     record = measurements.read(name)
     parts = record.values() if name == "grids" else [record]
-    assert all(len(each["commit"]) == 40 for each in parts)
+    assert all(len(each["commit"]) == 12 for each in parts)
     assert all(each["machine"]["cores"] > 0 for each in parts)
 
 
