@@ -5,7 +5,6 @@ import functools
 import json
 import math
 import re
-from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,7 +34,7 @@ def publish(*results: Mapping[str, Any], **numbers: Any) -> None:
     `{glue:text}`name:.1f``. Raises InvalidInput for a name that is no identifier and
     for a number that is not finite.
     """
-    _glue({**ChainMap(numbers, *reversed(results))})
+    _glue((*results, numbers))
 
 
 def publish_timed(*results: Mapping[str, Any], **numbers: Any) -> None:
@@ -44,14 +43,14 @@ def publish_timed(*results: Mapping[str, Any], **numbers: Any) -> None:
     Those whose measurement was disturbed say so: `thesis run` names them and the book
     marks each place that cites them (`thesis_lib.common.provenance.undisturbed`).
     """
-    numbers = {**ChainMap(numbers, *reversed(results))}
-    _glue(numbers, disturbed=list(disturbances()))
+    _glue((*results, numbers), disturbed=list(disturbances()))
 
 
-def _glue(numbers: Mapping[str, Any], disturbed: Sequence[str] = ()) -> None:
+def _glue(results: Iterable[Mapping[str, Any]], disturbed: Sequence[str] = ()) -> None:
     """Glue numbers, and what disturbed the measurement of all of them."""
     from IPython.display import display  # of the kernel, no dependency of the package
 
+    numbers = {name: value for each in results for name, value in each.items()}
     for name, value in numbers.items():
         require(
             name.isidentifier(), f"{name!r} cannot be a glue name: use an identifier"
@@ -62,7 +61,10 @@ def _glue(numbers: Mapping[str, Any], disturbed: Sequence[str] = ()) -> None:
             f"{name}={plain} cannot be published: expected a finite number or a word",
         )
         _published[name] = plain
-        book = {"name": name, "mime_prefix": GLUED}  # as myst_nb.glue writes it
+        book: dict[str, Any] = {
+            "name": name,
+            "mime_prefix": GLUED,
+        }  # as myst_nb.glue writes it
         if disturbed:
             book["disturbed"] = disturbed
         display(
