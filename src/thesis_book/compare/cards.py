@@ -20,7 +20,8 @@ def claim_cards(
     `rows` hold the same run against its reference; `doubted` says, by chapter and name,
     which of its times should not be believed, and why. Links start at the book's root.
     """
-    expected = {row.claim.key: row.expected for row in rows.itertuples()}
+    pairs = zip(rows["claim"], rows["expected"], strict=True)
+    expected = {claim.key: value for claim, value in pairs}
     cards = {}
     for each in audited:
         key = each.claim.key

@@ -79,7 +79,7 @@ class Comparison:
 
     def of(self, run: str) -> pd.DataFrame:
         """Return the rows of one run."""
-        return self.rows[self.rows["run"] == run]
+        return self.rows.query("run == @run")
 
     def states(self) -> list[str]:
         """Return the states of all claims but of times, which break nothing."""
@@ -345,6 +345,7 @@ def doubts(compared: Comparison, run: Run) -> dict[str, dict[str, str]]:
         names = str(record.numbers.get("disturbed", "")).split()
         cause = f"disturbed: {record.numbers.get('disturbed_by', '')}"
         found[record.chapter] = dict.fromkeys(names, cause)
+    row: Any
     for row in compared.of(run.label).itertuples():
         record = run.record(row.claim.chapter, row.profile)
         if row.word == "UNEXPECTED" and record is not None:

@@ -165,8 +165,16 @@ def in_short(rows: pd.DataFrame) -> str:
     is_time = held["kind"] == "time"
     factor = max((claim.factor or 1 for claim in held["claim"][is_time]), default=1)
     groups = [
-        (held[~is_time], "claim", "equal to the reference or within tolerance"),
-        (held[is_time], "time", f"within a factor of {factor:g} of the prediction"),
+        (
+            held.query("kind != 'time'"),
+            "claim",
+            "equal to the reference or within tolerance",
+        ),
+        (
+            held.query("kind == 'time'"),
+            "time",
+            f"within a factor of {factor:g} of the prediction",
+        ),
     ]
     parts = [
         f"{_count(group, what)} {end}" for group, what, end in groups if len(group)
@@ -178,7 +186,7 @@ def in_short(rows: pd.DataFrame) -> str:
 
 def _count(rows: pd.DataFrame, what: str) -> str:
     """'108 claims are', '1 time is', or '107 of 108 claims are' if some do not hold."""
-    good = (rows["state"] == "good").sum()
+    good = [*rows["state"]].count("good")
     of_all = f"{good}" if good == len(rows) else f"{good} of {len(rows)}"
     return f"{of_all} {what} is" if len(rows) == 1 else f"{of_all} {what}s are"
 
@@ -188,7 +196,7 @@ def run_section(comparison: Comparison, run: str) -> Section:
     rows = comparison.of(run)
     commits = {c for machine in comparison.machines for c in machine["commits"]}
     notes = []
-    if (rows["state"] == "bad").any() and len(commits) > 1:
+    if "bad" in set(rows["state"]) and len(commits) > 1:
         notes = ["The commits differ, so that a difference may come from the code."]
     for here in comparison.machines:
         if here["run"] == run and here["of_reference"]:
@@ -197,7 +205,9 @@ def run_section(comparison: Comparison, run: str) -> Section:
                 "run again: they are the reference itself."
             )
     apart = rows[rows["word"].isin(["not run", "no reference", "not comparable"])]
-    for (word, text), group in apart.groupby(["word", "text"], sort=False):
+    word_and_text: Any
+    for word_and_text, group in apart.groupby(["word", "text"], sort=False):
+        word, text = word_and_text
         numbers = [
             str(each) for each in dict.fromkeys(c.chapter for c in group["claim"])
         ]
@@ -239,16 +249,15 @@ def claims_section(comparison: Comparison, kind: str) -> Section:
     left_out = ["not run"]
     if comparison.reference != REFERENCE:
         left_out.append("no reference")
-    rows = comparison.rows
-    rows = rows[(rows["kind"] == kind) & ~rows["word"].isin(left_out)]
-    runs = rows["run"].unique()
+    rows = comparison.rows.query("kind == @kind and word not in @left_out")
+    runs = [*dict.fromkeys(rows["run"])]
     columns: Columns = [
         ("Ch.", lambda row: str(row.claim.chapter)),
         ("Claim", lambda row: row.claim.title),
         ("Verdict", lambda row: row.word),
     ]
     columns += [("Run", lambda row: row.run)] * (len(runs) > 1)
-    columns += [("Profile", lambda row: row.profile)] * (rows["profile"].nunique() > 1)
+    columns += [("Profile", lambda row: row.profile)] * (len({*rows["profile"]}) > 1)
     columns += [
         (
             runs[0] if len(runs) == 1 else "Value",
@@ -372,6 +381,7 @@ def draw(comparison: Comparison, console: Console) -> None:
 def chart(comparison: Comparison, run: str) -> Drawing | None:
     """The times of a run over their reference; None where there is none."""
     rows = []
+    row: Any
     for row in comparison.of(run).itertuples():
         if row.kind == "time" and (ratio := row.apart) is not None:
             ends = [math.nan if end is None else end for end in (ratio.low, ratio.high)]

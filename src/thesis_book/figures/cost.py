@@ -149,7 +149,7 @@ def parameter_shares(parts: pd.DataFrame) -> Drawing:
 def _cache_row(panel: Axes, left: float, cell: float, tokens: int) -> None:
     """The cells of the cache, the newest in full colour, and room for one more."""
     for token in range(tokens + 1):
-        new = {"alpha": 1.0 if token == tokens - 1 else 0.35}
+        new: dict[str, Any] = {"alpha": 1.0 if token == tokens - 1 else 0.35}
         look = {"facecolor": style.GREEN, "edgecolor": "white"} | new
         look = look if token < tokens else {"edgecolor": style.GREEN, "linestyle": ":"}
         place = left + (token + 0.5) * cell, 3.6

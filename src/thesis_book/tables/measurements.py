@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from thesis_lib.common.errors import require
+from thesis_lib.common.errors import InvalidInput
 from thesis_lib.common.files import read_record
 from thesis_lib.common.stats import RANGE, Interval, mean_interval, median_interval
 from thesis_lib.common.units import GiB
@@ -58,11 +58,11 @@ def read(name: str) -> dict[str, Any]:
     Raises InvalidInput if the file is missing or is no JSON object.
     """
     record = read_record(name)
-    require(
-        record is not None,
-        f"data/measurements/{name}.json must be the record of this checkout, got no "
-        f"file. Restore it, or run its script in benchmarks/.",
-    )
+    if record is None:
+        raise InvalidInput(
+            f"data/measurements/{name}.json must be the record of this checkout, got "
+            "no file. Restore it, or run its script in benchmarks/."
+        )
     return record
 
 
@@ -172,7 +172,7 @@ def headline(record: dict[str, Any]) -> pd.DataFrame:
     columns = ["limit_bytes", "peak_bytes", *names, "fraction_of_drain"]
     parts = pd.DataFrame([*record["parts"].values()]).set_index("weights")
     return (
-        parts[columns]
+        parts.filter(columns)
         .astype({"read_bytes_per_token": float})
         .rename(columns=names)
         .assign(
@@ -598,8 +598,9 @@ def _best(record: dict[str, Any]) -> pd.DataFrame:
             settings, np.reshape(point["percent"], (len(settings), -1)), strict=True
         )
     )
-    own = tried[tried.policy == "bid-price"]
-    shipped = own[own["at"] == own["at"][own.score.idxmin()]]
+    own = tried.query("policy == 'bid-price'")
+    least = own["at"][own["score"].idxmin()]
+    shipped = own.groupby("at").get_group(least)
     each = own.assign(policy=TUNED_BID_PRICE)
     others = tried.drop(own.index)
     tried = pd.concat([others, shipped, each], ignore_index=True)
@@ -616,7 +617,7 @@ def tuned(record: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
     best = _best(record)
     rules = best[~best.policy.isin(["bid-price", TUNED_BID_PRICE])]
     return {
-        setting: dict(zip(rows.policy, rows.constants, strict=True))
+        str(setting): dict(zip(rows.policy, rows.constants, strict=True))
         for setting, rows in rules.groupby("setting", sort=False)
     }
 
@@ -636,7 +637,9 @@ def rivals(record: dict[str, Any]) -> pd.DataFrame:
             for of in tried
         ]
         rows[name] = {"constants": ", ".join(ranges), "tried": len(tried)} | {
-            setting: ", ".join(f"{value:g}" for value in best[setting][name].values())
+            setting: ", ".join(
+                f"{value:g}" for value in dict(best.at[name, setting]).values()
+            )
             for setting in record["settings"]["settings"]
         }
     return pd.DataFrame.from_dict(rows, orient="index")

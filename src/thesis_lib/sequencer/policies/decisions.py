@@ -27,7 +27,7 @@ def decide_into(
     raise TypeError("decide_into is called from Python: use decide_compiled")
 
 
-@overload(decide_into, jit_options={"_nrt": False})
+@overload(decide_into, jit_options={"_nrt": False})  # pyright: ignore
 def _decide_into(code, memory, model, ids, now_s):
     rule = COMPILED[code.instance_class]
     return lambda code, memory, model, ids, now_s: rule(code, memory, model, ids, now_s)
