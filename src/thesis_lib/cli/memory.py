@@ -206,27 +206,34 @@ def generate(
         speculate or draft is None,
         f"--draft {draft} proposes tokens that nobody verifies: add --speculate",
     )
-    writing = Writing(**asdict(style) | {"stop": tuple(style.stop or ())})
+    writing = Writing(
+        style.temperature, style.top_p, style.seed, tuple(style.stop or ()), style.chat
+    )
     require(
         not speculate or (writing == GREEDY and prompts.batch is None),
         "--speculate proposes the likeliest text of one plain prompt: leave out "
         "--batch, --chat, --temperature, --top-p, --seed and --stop",
     )
-    sizes = units.parse_size(budget.device_memory), units.parse_size(budget.host_memory)
-    streaming = Streaming(sizes[1], budget.ring, budget.device, budget.verify)
-    given = checkpoint, sizes[0], prompts.read(), prompts.max_new_tokens
+    device_bytes = units.parse_size(budget.device_memory)
+    host_bytes = units.parse_size(budget.host_memory)
+    streaming = Streaming(host_bytes, budget.ring, budget.device, budget.verify)
+    text, new = prompts.read(), prompts.max_new_tokens
     at_once = not (speculate or as_json or prompts.batch)
     with console.status("generating") as status:
 
-        def tell(text: str) -> None:
+        def tell(part: str) -> None:
             status.stop()
-            typer.echo(text, nl=False)
+            typer.echo(part, nl=False)
 
-        result = (
-            speculate_text(*given, draft, streaming)
-            if speculate
-            else generate_text(*given, streaming, writing, tell if at_once else None)
-        )
+        if isinstance(text, str) and speculate:
+            result = speculate_text(
+                checkpoint, device_bytes, text, new, draft, streaming
+            )
+        else:
+            heard = tell if at_once else None
+            result = generate_text(
+                checkpoint, device_bytes, text, new, streaming, writing, heard
+            )
     texts = [""] if at_once else result.get("texts") or [result["text"]]
     show(result, as_json, [*texts, *_spent(result, budget.device_memory)])
 
