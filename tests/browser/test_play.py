@@ -13,8 +13,8 @@ from thesis_book.widgets.explorer import explorer
 from thesis_book.widgets.planner import planner
 from thesis_book.widgets.schedule import POLICIES, by_hand, history
 from thesis_book.widgets.widget import PARTS, widget
+from thesis_lib.memory.cost.cards import read_cards
 from thesis_lib.memory.cost.planning import ASSUMED_CARD
-from thesis_lib.memory.cost.published import read_cards
 from thesis_lib.memory.model.shape import Shape
 from thesis_lib.memory.model.spec import (
     WEIGHTS,

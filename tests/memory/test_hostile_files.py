@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 from thesis_book.__main__ import app
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.memory.compress.convert import compress_checkpoint
-from thesis_lib.memory.decode.generate import generate_text
+from thesis_lib.memory.decode.generate import Streaming, generate_text
 from thesis_lib.memory.model.checkpoint import INDEX, MANIFEST, NON_LAYER, SINGLE
 from thesis_lib.memory.model.pretrained import quiet
 from thesis_lib.memory.model.spec import Machine
@@ -347,8 +347,8 @@ def test_tokens_that_the_model_does_not_know_are_refused(folders, tmp_path):
 
 @pytest.mark.parametrize("device", ["foo", "cuda:99", "meta", "mps", ""])
 def test_a_device_that_is_not_here_is_refused(folders, device):
-    folder = str(folders("llama", "header"))
-    assert refused(lambda: generate_text(folder, MEMORY, PROMPT, NEW, device=device))
+    folder, streaming = str(folders("llama", "header")), Streaming(device=device)
+    assert refused(lambda: generate_text(folder, MEMORY, PROMPT, NEW, streaming))
 
 
 @pytest.mark.parametrize("kind", KINDS)

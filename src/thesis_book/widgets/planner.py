@@ -9,8 +9,8 @@ from dataclasses import asdict
 from typing import Any
 
 from thesis_book.figures import style
+from thesis_lib.memory.cost.cards import read_cards
 from thesis_lib.memory.cost.planning import ASSUMED_CARD
-from thesis_lib.memory.cost.published import read_cards
 from thesis_lib.memory.model.shape import Shape
 from thesis_lib.memory.model.spec import (
     ALIGNMENT,

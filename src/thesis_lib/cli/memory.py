@@ -1,6 +1,7 @@
 """Commands of Part II: plan, generate, compress, and what it costs."""
 
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,9 +11,25 @@ from thesis_lib.cli.common import Json, command, console, option, progress_bars,
 from thesis_lib.common import units
 from thesis_lib.common.errors import choice, require
 
+Weights = Annotated[str, typer.Option(help="bf16, nf4, int8 or lossless.")]
+RING_HELP = "Staging buffers. Default: the most of 3, 2 and 1 that fit."
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Options of the largest pass that a plan covers."""
+
+    batch: int = option(1, "Sequences, beams included.")
+    context: int | None = option(
+        None, "Positions of a sequence. Default: 512, or all that the model has."
+    )
+    pass_tokens: int = option(1, "Tokens of a sequence a pass.")
+    ring: int | None = option(None, RING_HELP)
+
 
 @command
 def plan(
+    *,
     model: Annotated[
         str, typer.Argument(help="Folder, GGUF file, smollm2, llama-65b, …")
     ],
@@ -21,14 +38,7 @@ def plan(
     weights: str | None = option(
         None, "Of a geometry: bf16 (so if not given), nf4, int8, lossless."
     ),
-    batch: int = option(1, "Sequences, beams included."),
-    context: int | None = option(
-        None, "Positions of a sequence. Default: 512, or all that the model has."
-    ),
-    pass_tokens: int = option(1, "Tokens of a sequence a pass."),
-    ring: int | None = option(
-        None, "Staging buffers. Default: the most of 3, 2 and 1 that fit."
-    ),
+    largest: Pass,
     as_json: Json = False,
 ) -> None:
     """Certify the peak memory of a streamed model and predict its time, or refuse."""
@@ -38,9 +48,7 @@ def plan(
     sizes = units.parse_size(device_memory), units.parse_size(host_memory)
     try:
         with console.status("planning"):
-            result = describe_plan(
-                model, *sizes, batch, context, ring, pass_tokens, weights
-            )
+            result = describe_plan(model, *sizes, weights=weights, **asdict(largest))
     except PlanInfeasible as refusal:
         if as_json:
             show({"feasible": False, "reason": str(refusal)}, True, [])
@@ -70,13 +78,13 @@ def _rates(disk: str, flops_per_s: float, spread: float = 0.0, **rates: Any) -> 
         "link_bytes_per_s": "over the link",
         "weight_bytes_per_s": "of weights computed with",
     }
-    told = [
+    parts = [
         f"{units.format_size(rates[name])}/s {what}"
         for name, what in sizes.items()
         if name in rates
     ]
     within = f"; times within {spread:.0%}" if spread else ""
-    return f"at {', '.join(told)}, {flops_per_s / 1e9:,.0f} Gflop/s{within}"
+    return f"at {', '.join(parts)}, {flops_per_s / 1e9:,.0f} Gflop/s{within}"
 
 
 @command
@@ -98,94 +106,136 @@ def doctor(
         f"{size(result['disk_bytes_per_s'])}/s from the disk, "
         f"{size(result['weight_bytes_per_s'])}/s of weights computed with",
     ]
-    for made in result["models"]:
-        if made["feasible"]:
-            low, high = map(duration, made["predicted_s_interval"])
+    for each in result["models"]:
+        if each["feasible"]:
+            low, high = map(duration, each["predicted_s_interval"])
             what = (
-                f"{made['model']}, {size(made['model_bytes'])}: "
-                f"{duration(made['predicted_s_per_token'])} a token ({low} to {high}), "
-                f"bound by {made['limit']}; {made['command']}"
+                f"{each['model']}, {size(each['model_bytes'])}: "
+                f"{duration(each['predicted_s_per_token'])} a token ({low} to {high}), "
+                f"bound by {each['limit']}; {each['command']}"
             )
         else:
-            what = f"{made['model']}: {made['refusal'].rpartition('; ')[2]}"
+            what = f"{each['model']}: {each['refusal'].rpartition('; ')[2]}"
         lines.append(what)
     show(result, as_json, lines)
 
 
-@command
-def generate(
-    checkpoint: Annotated[str, typer.Argument(help="Folder, GGUF file or smollm2.")],
-    device_memory: str = option(..., "Such as 128MiB."),
-    prompt: str | None = option(None, "Text to continue."),
+@dataclass(frozen=True)
+class Prompts:
+    """Options of the texts to continue."""
+
+    prompt: str | None = option(None, "Text to continue.")
     batch: Path | None = option(
         None, "File with a prompt in each line, which share each pass."
-    ),
-    chat: bool = option(False, "Prompts are messages, in the model's template."),
-    max_new_tokens: int = option(32, "Tokens to generate."),
+    )
+    max_new_tokens: int = option(32, "Tokens to generate.")
+
+    def read(self) -> str | list[str]:
+        """The prompt, or those of a file."""
+        from thesis_lib.memory.model.pretrained import read_text
+
+        require(
+            (self.prompt is None) != (self.batch is None),
+            "expected either --prompt with a text or --batch with a file of them",
+        )
+        if self.batch is None:
+            return self.prompt or ""
+        return [line for line in read_text(self.batch).split("\n") if line.strip()]
+
+
+@dataclass(frozen=True)
+class Style:
+    """Options of how a text goes on and where it ends."""
+
+    chat: bool = option(False, "Prompts are messages, in the model's template.")
     temperature: float | None = option(
         None, "Draw tokens, the more freely the higher. Default: the likeliest."
-    ),
-    top_p: float = option(1.0, "Draw from the likeliest with this probability."),
-    seed: int = option(0, "Of the draws."),
-    stop: list[str] | None = option(None, "End before this text; repeatable."),
-    host_memory: str = option("0B", "For layers beside the device, such as 32GiB."),
-    ring: int | None = option(
-        None, "Staging buffers. Default: the most of 3, 2 and 1 that fit."
-    ),
-    device: str = option("cpu", "cpu or cuda."),
+    )
+    top_p: float = option(1.0, "Draw from the likeliest with this probability.")
+    seed: int = option(0, "Of the draws.")
+    stop: list[str] | None = option(None, "End before this text; repeatable.")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Options of the memory and the device that a model streams through."""
+
+    device_memory: str = option(..., "Such as 128MiB.")
+    host_memory: str = option("0B", "For layers beside the device, such as 32GiB.")
+    ring: int | None = option(None, RING_HELP)
+    device: str = option("cpu", "cpu or cuda.")
     verify: bool = option(
         False,
         "Read every file first and hold it against the SHA-256 of the "
         "checkpoint's manifest, for damage from before this run; a change during "
         "it is noticed without.",
-    ),
-    speculate: bool = option(
-        False, "Verify several proposed tokens a pass; same text."
-    ),
+    )
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """Options of speculative decoding."""
+
+    speculate: bool = option(False, "Verify several proposed tokens a pass; same text.")
     draft: str | None = option(
         None, "Resident checkpoint that proposes; else the text itself."
-    ),
+    )
+
+
+@command
+def generate(
+    *,
+    checkpoint: Annotated[str, typer.Argument(help="Folder, GGUF file or smollm2.")],
+    budget: Budget,
+    prompts: Prompts,
+    style: Style,
+    proposals: Proposals,
     as_json: Json = False,
 ) -> None:
     """Continue a text with a model that streams through a memory budget."""
-    from thesis_lib.memory.decode.generate import GREEDY, Writing, generate_text
+    from thesis_lib.memory.decode.generate import (
+        GREEDY,
+        Streaming,
+        Writing,
+        generate_text,
+    )
     from thesis_lib.memory.decode.speculative import speculate_text
-    from thesis_lib.memory.offload.plan import RINGS
 
+    speculate, draft = proposals.speculate, proposals.draft
     require(
         speculate or draft is None,
         f"--draft {draft} proposes tokens that nobody verifies: add --speculate",
     )
-    writing = Writing(temperature, top_p, seed, tuple(stop or ()), chat)
+    writing = Writing(
+        style.temperature, style.top_p, style.seed, tuple(style.stop or ()), style.chat
+    )
     require(
-        not speculate or (writing == GREEDY and batch is None),
+        not speculate or (writing == GREEDY and prompts.batch is None),
         "--speculate proposes the likeliest text of one plain prompt: leave out "
         "--batch, --chat, --temperature, --top-p, --seed and --stop",
     )
-    given: dict[str, Any] = {
-        "checkpoint": checkpoint,
-        "device_bytes": units.parse_size(device_memory),
-        "prompt": _prompts(prompt, batch),
-        "max_new_tokens": max_new_tokens,
-        "ring": RINGS[0] if speculate and ring is None else ring,
-        "host_bytes": units.parse_size(host_memory),
-        "device": device,
-        "verify": verify,
-    }
+    device_bytes = units.parse_size(budget.device_memory)
+    host_bytes = units.parse_size(budget.host_memory)
+    streaming = Streaming(host_bytes, budget.ring, budget.device, budget.verify)
+    text, new = prompts.read(), prompts.max_new_tokens
+    at_once = not (speculate or as_json or prompts.batch)
     with console.status("generating") as status:
 
-        def tell(text: str) -> None:
+        def tell(part: str) -> None:
             status.stop()
-            typer.echo(text, nl=False)
+            typer.echo(part, nl=False)
 
-        told = not (speculate or as_json or batch)
-        result = (
-            speculate_text(**given, draft=draft)
-            if speculate
-            else generate_text(**given, writing=writing, tell=tell if told else None)
-        )
-    texts = [""] if told else result.get("texts") or [result["text"]]
-    show(result, as_json, [*texts, *_spent(result, device_memory)])
+        if isinstance(text, str) and speculate:
+            result = speculate_text(
+                checkpoint, device_bytes, text, new, draft, streaming
+            )
+        else:
+            heard = tell if at_once else None
+            result = generate_text(
+                checkpoint, device_bytes, text, new, streaming, writing, heard
+            )
+    texts = [""] if at_once else result.get("texts") or [result["text"]]
+    show(result, as_json, [*texts, *_spent(result, budget.device_memory)])
 
 
 def _spent(result: dict[str, Any], device_memory: str) -> Iterator[str]:
@@ -203,19 +253,6 @@ def _spent(result: dict[str, Any], device_memory: str) -> Iterator[str]:
         )
 
 
-def _prompts(prompt: str | None, batch: Path | None) -> str | list[str]:
-    """The prompt, or those of a file. Raises InvalidInput for none and for both."""
-    from thesis_lib.memory.model.pretrained import read_text
-
-    require(
-        (prompt is None) != (batch is None),
-        "expected either --prompt with a text or --batch with a file of them",
-    )
-    if batch is None:
-        return prompt or ""
-    return [line for line in read_text(batch).split("\n") if line.strip()]
-
-
 @command
 def synth(
     geometry: Annotated[
@@ -227,7 +264,7 @@ def synth(
     ),
     layers: int | None = option(None, "Depth. Default: that of the geometry."),
     seed: int = option(0, "Seed of the weights."),
-    weights: str = option("bf16", "bf16, nf4, int8 or lossless."),
+    weights: Weights = "bf16",
     as_json: Json = False,
 ) -> None:
     """Write a seeded random checkpoint of a true geometry, to measure systems with."""
@@ -254,39 +291,43 @@ def synth(
     show(result, as_json, lines)
 
 
-@command
-def compress(
-    checkpoint: Annotated[str, typer.Argument(help="Folder or smollm2.")],
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
-    weights: str | None = option(None, "nf4, int8 or lossless."),
-    rank_ratio: float | None = option(
-        None, "Share of entries kept in factors, 0 to 1."
-    ),
-    bits: int | None = option(None, "Of a weight, 2 to 4."),
-    correction_rank: int = option(0, "Of the factors beside each matrix of few bits."),
-    group: int = option(64, "Inputs that share a scale, with bits."),
+@dataclass(frozen=True)
+class Method:
+    """Options of one method of compression."""
+
+    weights: str | None = option(None, "nf4, int8 or lossless.")
+    rank_ratio: float | None = option(None, "Share of entries kept in factors, 0 to 1.")
+    bits: int | None = option(None, "Of a weight, 2 to 4.")
+    correction_rank: int = option(0, "Of the factors beside each matrix of few bits.")
+    group: int = option(64, "Inputs that share a scale, with bits.")
     calibration: Path | None = option(
         None, "UTF-8 text, with rank ratio or bits. Default: Persuasion."
-    ),
+    )
+
+
+@command
+def compress(
+    *,
+    checkpoint: Annotated[str, typer.Argument(help="Folder or smollm2.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
+    method: Method,
     tokens: int = option(4096, "Held-out tokens that perplexities are of; 0 for none."),
     as_json: Json = False,
 ) -> None:
     """Write a smaller checkpoint that streams, and measure what it costs in quality."""
-    from thesis_lib.memory.compress.convert import compress_checkpoint
+    from thesis_lib.memory.compress.convert import (
+        CompressionConfig,
+        compress_checkpoint,
+    )
 
     bars, move = progress_bars(quiet=as_json, unit="layer", verb="wrote")
     with bars:
         result = compress_checkpoint(
             checkpoint,
             output,
-            weights,
+            CompressionConfig(**asdict(method)),
             tokens,
             progress=lambda done, total: move(str(output), done, total),
-            rank_ratio=rank_ratio,
-            bits=bits,
-            correction_rank=correction_rank,
-            group=group,
-            calibration=calibration,
         )
     before, after = result["bytes_before"], result["bytes_after"]
     lines = [
@@ -295,8 +336,8 @@ def compress(
     ]
     lines += [
         f"perplexity on {result['tokens']} held-out tokens of {domain} "
-        f"{found['perplexity_before']:.3f}, then {found['perplexity_after']:.3f}"
-        for domain, found in result["domains"].items()
+        f"{each['perplexity_before']:.3f}, then {each['perplexity_after']:.3f}"
+        for domain, each in result["domains"].items()
     ]
     show(result, as_json, lines)
 
@@ -342,17 +383,25 @@ def convert(
     show(result, as_json, [line])
 
 
-@command
-def cost(
-    gpu: str = option("rtx-3090", "An item of data/prices.csv, paid by the hour."),
-    tokens_per_s: float | None = option(None, "Generated tokens a second."),
+@dataclass(frozen=True)
+class Machine:
+    """Options of the machine for rent and of the rate at which it generates."""
+
+    gpu: str = option("rtx-3090", "An item of data/prices.csv, paid by the hour.")
+    tokens_per_s: float | None = option(None, "Generated tokens a second.")
     between: tuple[float, float] | None = option(
         None, "Interval of that rate.", metavar="LOW HIGH"
-    ),
-    model: str = option("llama-65b", "Geometry, where the rate is to be predicted."),
-    weights: str = option("bf16", "bf16, nf4, int8 or lossless."),
-    batch: int = option(1, "Sequences."),
-    utilisation: float = option(1.0, "Busy share of the hours paid for."),
+    )
+    model: str = option("llama-65b", "Geometry, where the rate is to be predicted.")
+    weights: Weights = "bf16"
+    batch: int = option(1, "Sequences.")
+    utilisation: float = option(1.0, "Busy share of the hours paid for.")
+
+
+@command
+def cost(
+    *,
+    machine: Machine,
     price: list[str] | None = option(
         None, "A price of your own; repeatable.", metavar="ITEM=USD"
     ),
@@ -362,13 +411,18 @@ def cost(
 
     The rate is given, or else predicted for MODEL on the card.
     """
-    from thesis_lib.memory.cost.deployment import volume
     from thesis_lib.memory.cost.prices import parse_override
     from thesis_lib.memory.cost.question import Question, summarize
 
-    asked = Question(gpu, tokens_per_s, between, model, weights, batch, utilisation)
+    asked = Question(**asdict(machine))
     with console.status("pricing"):
         result = summarize(asked, parse_override(price or []))
+    show(result, as_json, [*_priced(**result)])
+
+
+def _priced(streamed_layers: int | None, **result: Any) -> Iterator[str]:
+    """The answer of `thesis cost`, in lines."""
+    from thesis_lib.memory.cost.deployment import volume
 
     def dollars(name: str) -> str:
         if result[f"{name}_tokens"] is None:
@@ -377,22 +431,21 @@ def cost(
         ends = "" if interval is None else " ({:,.2f} to {:,.2f})".format(*interval)
         return f"${result[f'{name}_tokens']:,.2f}{ends}"
 
-    even, streamed = result["break_even_tokens"], result["streamed_layers"]
     held = {None: "", 0: ", all layers resident"}.get(
-        streamed, f", {streamed} layers streamed"
+        streamed_layers, f", {streamed_layers} layers streamed"
     )
-    lines = [
-        f"{dollars('usd_per_million')} per million tokens on {gpu}{held}, "
+    yield (
+        f"{dollars('usd_per_million')} per million tokens on {result['gpu']}{held}, "
         f"rented at ${result['usd_per_hour']:.2f}/h ({result['price_status']}, "
         f"{result['price_date']}); {result['tokens_per_s']:.4g} tokens/s "
         f"{result['basis']}"
-    ]
+    )
+    even = result["break_even_tokens"]
     if result["owned_usd_per_million_tokens"] is None:
-        lines.append(f"no rate is known for the machine to buy, {result['owned_item']}")
+        yield f"no rate is known for the machine to buy, {result['owned_item']}"
     else:
         pays = "never pays" if even is None else f"pays {volume(even)}"
-        lines.append(
+        yield (
             f"{dollars('owned_usd_per_million')} on a bought {result['owned_item']} "
             f"with its host; owning {pays}"
         )
-    show(result, as_json, lines)

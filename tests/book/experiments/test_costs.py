@@ -16,10 +16,10 @@ from thesis_book.experiments.memory.costs import (
 )
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.common.files import read_record
+from thesis_lib.memory.cost.cards import read_cards
 from thesis_lib.memory.cost.cost import Mix, usd_per_million_tokens
 from thesis_lib.memory.cost.deployment import Method, predict, workstation
 from thesis_lib.memory.cost.prices import Quantity, read_prices, read_quantities
-from thesis_lib.memory.cost.published import read_cards
 from thesis_lib.memory.model.spec import geometry
 
 DATA = Path(__file__).parents[3] / "data"

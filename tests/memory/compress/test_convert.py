@@ -13,7 +13,11 @@ from thesis_book.__main__ import app
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.common.files import data_folder
 from thesis_lib.memory.compress.blockwise import matrices
-from thesis_lib.memory.compress.convert import CALIBRATION_TEXT, compress_checkpoint
+from thesis_lib.memory.compress.convert import (
+    CALIBRATION_TEXT,
+    CompressionConfig,
+    compress_checkpoint,
+)
 from thesis_lib.memory.evaluate.perplexity import TEXTS, perplexity, read_tokens
 from thesis_lib.memory.formats.base import read_by_layer
 from thesis_lib.memory.offload.store import SafetensorsStore
@@ -26,6 +30,11 @@ def dense(tmp_path_factory):
     tiny.write(folder)
     tiny.give_tokenizer(folder)
     return folder
+
+
+def compress(folder, out, tokens=4096, context=512, **config):
+    config = CompressionConfig(**config)
+    return compress_checkpoint(str(folder), out, config, tokens, context)
 
 
 def said_by(*words):
@@ -91,10 +100,10 @@ def test_the_ratio_is_one_of_all_matrices_together(dense, tmp_path):
     said = compress_checkpoint(
         str(dense),
         tmp_path / "out",
+        CompressionConfig(rank_ratio=0.7),
         tokens=100,
         context=24,
         progress=lambda done, total: moved.append((done, total)),
-        rank_ratio=0.7,
     )
     assert 0.6 < entries(tmp_path / "out") / entries(dense) <= 0.7
     ranks = read_by_layer(tmp_path / "out", "ranks", int)
@@ -140,7 +149,7 @@ def test_a_wish_that_cannot_be_is_refused_and_nothing_written(
     (tmp_path / "short.txt").write_text("x" * 64)
     (tmp_path / "shorter.txt").write_text("x" * 40)
     with pytest.raises(InvalidInput, match=words):
-        compress_checkpoint(str(dense), tmp_path / "out", **options)
+        compress(dense, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
 
 
@@ -154,12 +163,10 @@ def test_a_wish_that_cannot_be_is_refused_and_nothing_written(
     ],
 )
 def test_what_is_compressed_already_is_refused(dense, tmp_path, options, kind):
-    compress_checkpoint(str(dense), tmp_path / "once", tokens=0, **options)
+    compress(dense, tmp_path / "once", tokens=0, **options)
     for again in (options, {"weights": "int8"}):
         with pytest.raises(InvalidInput, match=f"packed as {kind} already"):
-            compress_checkpoint(
-                str(tmp_path / "once"), tmp_path / "twice", tokens=0, **again
-            )
+            compress(tmp_path / "once", tmp_path / "twice", tokens=0, **again)
     assert not (tmp_path / "twice").exists()
 
 
@@ -175,4 +182,4 @@ def test_damaged_and_mute_checkpoints_are_refused(dense, tmp_path):
         ("mute", "has no tokenizer"),
     ):
         with pytest.raises(InvalidInput, match=words):
-            compress_checkpoint(str(tmp_path / name), tmp_path / "out", rank_ratio=0.5)
+            compress(tmp_path / name, tmp_path / "out", rank_ratio=0.5)

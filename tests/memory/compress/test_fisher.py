@@ -145,15 +145,6 @@ def test_the_model_is_as_it_was(model):
         assert torch.equal(value, before[name])
 
 
-def test_windows_of_any_lengths_add_up(model):
-    long, short = tiny.tokens(3, 1, 12), tiny.tokens(4, 1, 5)
-    both = output_factors(model, [long[0], short[0]], "empirical")
-    first = output_factors(model, long, "empirical")
-    second = output_factors(model, short, "empirical")
-    for name, found in both.items():
-        np.testing.assert_array_equal(found, first[name] + second[name])
-
-
 def test_what_has_no_gradient_is_refused(model):
     with pytest.raises(InvalidInput, match="estimator='emp' is unknown"):
         output_factors(model, tiny.tokens(1, 2, 8), "emp")

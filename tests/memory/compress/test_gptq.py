@@ -63,14 +63,6 @@ def test_the_nearest_level_is_within_half_a_step(bits):
     assert grid.nbytes(1, 64) == 8 * bits + 2 * 4
 
 
-@pytest.mark.parametrize("group", [8, 16, 64])
-def test_rounding_what_was_rounded_changes_nothing(group):
-    once = round_to_nearest(matrix(), Grid(3, group))
-    twice = round_to_nearest(once.restore(), Grid(3, group))
-    assert np.array_equal(once.codes, twice.codes)
-    assert np.array_equal(once.scales, twice.scales)
-
-
 def textbook(weight, moments, grid):
     """GPTQ as it is defined: after each input the inverse of the rest is taken anew."""
     weight, n = weight.copy(), len(moments)
@@ -114,23 +106,6 @@ def test_gptq_is_its_definition(bits, group):
     weight, moments, grid = matrix(6, 32), gram(32), Grid(bits, group)
     found = gptq(weight, whitening(moments, group), grid).restore()
     np.testing.assert_allclose(found, textbook(weight, moments, grid), atol=1e-12)
-
-
-@pytest.mark.parametrize("bits", [2, 3, 4])
-def test_errors_that_are_made_good_cost_less(bits):
-    weight, moments, grid = matrix(), gram(), Grid(bits, GROUP)
-    plain = weight - round_to_nearest(weight, grid).restore()
-    made_good = weight - gptq(weight, whitening(moments, GROUP), grid).restore()
-    assert squared_error(made_good, moments) < 0.6 * squared_error(plain, moments)
-
-
-def test_independent_inputs_leave_nothing_to_make_good():
-    """Of a diagonal Gram, no scale of which is searched, GPTQ is rounding."""
-    blocks = matrix().reshape(M, -1, GROUP)
-    weight = (blocks / np.abs(blocks).max(-1, keepdims=True)).reshape(M, N)
-    grid = Grid(8, GROUP)  # where a smaller scale never pays
-    found = gptq(weight, whitening(np.eye(N), GROUP), grid)
-    assert np.array_equal(found.codes, round_to_nearest(weight, grid).codes)
 
 
 def test_the_loss_is_that_of_inputs_and_outputs():
@@ -190,16 +165,6 @@ def test_the_loss_falls_in_every_round_that_is_kept(bits, outputs):
     base = gptq(matrix(), used.inputs, recipe.grid)
     assert losses[0] == pytest.approx(used.loss(matrix() - base.restore()))
     assert losses[1] < 0.8 * losses[0]
-
-
-def test_more_rank_leaves_less():
-    used = metric()
-    losses = [
-        used.loss(matrix() - correct(matrix(), used, recipe).restore())
-        for recipe in (LowBitConfig(Grid(3, GROUP), rank, 8) for rank in (0, 2, 8, 24))
-    ]
-    assert losses == sorted(losses, reverse=True)
-    assert losses[-1] < 0.2 * losses[0]
 
 
 @pytest.mark.parametrize("factor_bits", [4, 8])

@@ -16,7 +16,6 @@ from thesis_lib.memory.compress.svd import (
     uniform_ranks,
     with_ranks,
 )
-from thesis_lib.memory.formats.lowrank import LowRankLinear
 
 
 def matrix(m=64, n=48, seed=0):
@@ -71,13 +70,6 @@ def test_whitened_loss_is_the_dropped_spectrum(rank):
         np.testing.assert_allclose(left @ right, weight, atol=1e-9)
 
 
-def test_an_identity_gram_changes_nothing():
-    weight = matrix()
-    plain, whitened = factors(weight, 7), factors(weight, 7, np.eye(48))
-    for one, other in zip(plain, whitened, strict=True):
-        np.testing.assert_allclose(np.abs(other), np.abs(one), atol=1e-10)
-
-
 @pytest.mark.parametrize("rank", [1, 8, 20])
 def test_fewer_inputs_than_features_still_meet_the_law(rank):
     weight, x = matrix(), inputs(rows=20)
@@ -115,27 +107,6 @@ def test_weighted_loss_is_the_dropped_spectrum(shape, rank):
     np.testing.assert_allclose(loss(error) + added, tail(parts, rank) ** 2, rtol=1e-6)
     other, seen = factors(weight, rank, gram)
     assert loss(error) < loss(weight - other @ seen)
-
-
-def test_outputs_that_matter_alike_change_nothing():
-    weight, x = matrix(), inputs()
-    gram = x.T @ x
-    whitened = decompose(weight, gram)
-    weighted = decompose(weight, gram, 4 * np.eye(64))
-    np.testing.assert_allclose(
-        weighted.values, 2 * np.sqrt(1 + BLIND) * whitened.values, rtol=1e-9
-    )
-    for a, b in zip(whitened.factors(7), weighted.factors(7), strict=True):
-        assert a.shape == b.shape
-    np.testing.assert_allclose(
-        np.matmul(*weighted.factors(7)), np.matmul(*whitened.factors(7)), atol=1e-8
-    )
-
-
-@pytest.mark.parametrize(("m", "n"), [(576, 576), (1536, 576), (192, 576), (7, 3)])
-def test_storage_breaks_even_at_mn_over_m_plus_n(m, n):
-    for rank in range(1, min(m, n) + 1):
-        assert (rank * (m + n) < m * n) == (rank < break_even_rank(m, n))
 
 
 @pytest.mark.parametrize("ratio", [0.1, 0.25, 0.5, 0.8, 0.9, 0.999])
@@ -220,26 +191,6 @@ def test_a_copy_holds_at_most_the_ratio_and_leaves_the_model_as_it_was(ratio):
     assert isinstance(model[0], nn.Linear)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
-
-
-def test_a_factorised_layer_computes_its_factors_product():
-    model = network()
-    twin = factorise(model, 0.5, names=["2"])
-    layer = twin[2]
-    assert isinstance(layer, LowRankLinear)
-    x = torch.randn(3, 40).double()
-    torch.testing.assert_close(layer(x), x @ (layer.left @ layer.right).T)
-    assert isinstance(twin[0], nn.Linear)
-
-
-def test_whitened_layers_lose_less_on_their_own_inputs():
-    model = network()
-    batch = torch.from_numpy(inputs(n=24, rows=100)) * 0.01
-    grams = gram_matrices(model, [batch])
-    exact = model[0](batch)
-    plain = factorise(model, 0.4, names=["0"])[0](batch)
-    whitened = factorise(model, 0.4, grams, names=["0"])[0](batch)
-    assert (whitened - exact).norm() < 0.5 * (plain - exact).norm()
 
 
 @pytest.mark.parametrize(

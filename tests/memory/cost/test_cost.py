@@ -22,12 +22,6 @@ from thesis_lib.memory.cost.cost import (
 )
 
 
-def test_one_token_a_second_for_3600_s_at_one_dollar():
-    assert usd_per_million_tokens(1.0, 1.0) == pytest.approx(1e6 / 3600)
-    # 1000 tokens a second make 3.6 million tokens of a 3.6 dollar hour.
-    assert usd_per_million_tokens(3.6, 1000) == pytest.approx(1.0)
-
-
 @pytest.mark.parametrize(
     ("usd_per_hour", "tokens_per_s", "dollars"),
     [
@@ -48,17 +42,6 @@ def test_the_figures_that_the_model_started_from(usd_per_hour, tokens_per_s, dol
         assert float(f"{found:.3g}") == pytest.approx(dollars, abs=0.005 * dollars)
 
 
-@pytest.mark.parametrize("factor", [0.1, 2.0, 7.0])
-def test_rent_scales_with_price_and_against_rate_and_utilisation(factor):
-    base = usd_per_million_tokens(0.4, 5.0, 0.1)
-    for inputs, expected in (
-        ((0.4 * factor, 5.0, 0.1), base * factor),
-        ((0.4, 5.0 * factor, 0.1), base / factor),
-        ((0.4, 5.0, 0.1 * factor), base / factor),
-    ):
-        assert usd_per_million_tokens(*inputs) == pytest.approx(expected)
-
-
 def owned(**changes):
     values = {"months": 36, "watts": 350, "usd_per_kwh": 0.2, "pue": 1.2}
     return Owned(**{"capex_usd": 2000, **values, **changes})
@@ -73,14 +56,6 @@ def test_owning_is_capital_by_the_month_and_energy_by_the_token():
     assert found == pytest.approx(expected)
     bill = machine.bill(tokens_per_s)
     assert bill.usd(tokens) == pytest.approx(expected * tokens / 1e6)
-
-
-def test_without_energy_owning_is_rent_at_the_capital_rate():
-    machine = owned(watts=0)
-    assert machine.usd_per_million_tokens(3.0, 0.5) == pytest.approx(
-        usd_per_million_tokens(machine.capital_usd_per_hour, 3.0, 0.5)
-    )
-    assert machine.energy_usd_per_million(3.0) == 0
 
 
 positive = st.floats(1e-3, 1e3)

@@ -10,9 +10,9 @@ import pytest
 
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.memory.cost import deployment, planning
+from thesis_lib.memory.cost.cards import read_cards
 from thesis_lib.memory.cost.cost import Mix
 from thesis_lib.memory.cost.deployment import Method
-from thesis_lib.memory.cost.published import read_cards
 from thesis_lib.memory.model.spec import geometry
 from thesis_lib.memory.offload.plan import PlanInfeasible
 

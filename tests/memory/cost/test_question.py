@@ -9,6 +9,7 @@ import pytest
 from thesis_book.experiments.memory.costs import table
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.memory.cost import deployment
+from thesis_lib.memory.cost.cards import read_cards
 from thesis_lib.memory.cost.cost import (
     Mix,
     break_even_tokens,
@@ -17,7 +18,6 @@ from thesis_lib.memory.cost.cost import (
 )
 from thesis_lib.memory.cost.deployment import Method, workstation
 from thesis_lib.memory.cost.prices import read_prices, read_quantities
-from thesis_lib.memory.cost.published import read_cards
 from thesis_lib.memory.cost.question import Question, summarize
 from thesis_lib.memory.model.spec import geometry
 

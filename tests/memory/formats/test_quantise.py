@@ -52,12 +52,6 @@ def test_each_bit_about_halves_the_error():
     assert errors[2] > 2 * errors[3]
 
 
-def test_normalised_blocks_reach_one():
-    blocks = normalised_blocks(np.random.default_rng(0).standard_normal((4, 128)))
-    assert blocks.shape == (8, BLOCK)
-    np.testing.assert_allclose(np.abs(blocks).max(axis=1), 1)
-
-
 def test_nf4_has_sixteen_levels_finer_where_a_normal_has_its_mass():
     found = nf4_levels()
     np.testing.assert_allclose(found, levels("nf4"), atol=1e-6)  # of bitsandbytes
@@ -123,18 +117,6 @@ def test_an_int8_weight_is_within_half_a_step_of_its_row():
     restored = dequantise(quantise(model, "int8")[0]).double().numpy()
     step = np.abs(weight).max(axis=1, keepdims=True) / 127
     assert np.all(np.abs(weight - restored) <= step * 0.51)
-
-
-@pytest.mark.parametrize("kind", ["int8", "nf4", "fp4"])
-def test_quantising_what_was_quantised_restores_it(kind):
-    model = small_model(dtype=torch.float32)
-    once = copy.deepcopy(model)
-    twice = copy.deepcopy(model)
-    once[0].weight.data = dequantise(quantise(model, kind)[0]).float()
-    twice[0].weight.data = dequantise(quantise(once, kind)[0]).float()
-    error = (twice[0].weight - once[0].weight).abs().max()
-    # int8 keeps its scale in float32; 4-bit scales go through 8 bits a second time.
-    assert error <= (1e-3 if kind == "int8" else 0.03) * once[0].weight.abs().max()
 
 
 @pytest.mark.parametrize(("kind", "bound"), [("int8", 0.02), ("nf4", 0.15)])

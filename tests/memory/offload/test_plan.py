@@ -8,8 +8,8 @@ import pytest
 
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.common.units import GiB, MiB
+from thesis_lib.memory.cost.cards import read_cards
 from thesis_lib.memory.cost.planning import describe_plan
-from thesis_lib.memory.cost.published import read_cards
 from thesis_lib.memory.model.spec import (
     WEIGHTS,
     Machine,

@@ -166,39 +166,22 @@ def write_factors(
 
     `model` is what `with_ranks` or `factorise_blocks` made of the checkpoint: its
     layers are written, everything outside them is copied. As `convert`, and raises
-    InvalidInput for a model without factors, of another depth or type, or with weights
-    that are not finite.
+    InvalidInput for weights that are not finite.
     """
-    layers, dtype = (
-        ModelSpec.from_config(folder).layers,
-        require_checkpoint(folder).dtype,
-    )
     parts: dict[int, dict[str, Tensor]] = defaultdict(dict)
     for name, tensor in model.state_dict().items():
+        require(
+            bool(torch.isfinite(tensor).all()),
+            f"{name} holds weights that are not finite: they cannot be written",
+        )
         number, inside = split_name(name)
-        if number != NON_LAYER:
-            require(
-                tensor.dtype == dtype,
-                f"{name} is {tensor.dtype} where {folder} is in {dtype}: expected the "
-                "type of the checkpoint; bring the model to it with .to()",
-            )
-            require(
-                bool(torch.isfinite(tensor).all()),
-                f"{name} holds weights that are not finite: they cannot be written",
-            )
-            parts[number][inside] = tensor
-    require(
-        len(parts) == layers,
-        f"the model has {len(parts)} layers where {folder} has {layers}: "
-        "expected the model that was made of it",
-    )
-    ranks = ranks_of(model, layers)
-    require(any(ranks), f"{type(model).__name__} holds no factors: factorise it first")
+        parts[number][inside] = tensor
+    ranks = ranks_of(model, ModelSpec.from_config(folder).layers)
     return convert(
         folder,
         out,
         LowRank(ranks=ranks),
-        encode=lambda layer, dense: dict(parts.get(layer, dense)),
+        encode=lambda layer, dense: dict(dense) if layer == NON_LAYER else parts[layer],
     )
 
 
@@ -258,21 +241,18 @@ class CompressionConfig:
             len(asked) == 1,
             f"{' and '.join(asked)} are two compressions: give one of them",
         )
-        require(
-            self.correction_rank == 0 or self.bits is not None,
-            f"correction_rank={self.correction_rank} belongs to bits: give 2, 3 or 4",
-        )
-        require(
-            self.group == 64 or self.bits is not None,
-            f"group={self.group} belongs to bits: give 2, 3 or 4",
-        )
+        for name, default in (("correction_rank", 0), ("group", 64)):
+            require(
+                self.bits is not None or getattr(self, name) == default,
+                f"{name}={getattr(self, name)} belongs to bits: give 2, 3 or 4",
+            )
         if self.weights is not None:
             choice("weights", self.weights, _kinds())
-            require(
-                self.calibration is None,
-                f"weights={self.weights!r} are not calibrated: a calibration text is "
-                "for rank_ratio and for bits",
-            )
+        require(
+            self.weights is None or self.calibration is None,
+            f"weights={self.weights!r} are not calibrated: a calibration text is "
+            "for rank_ratio and for bits",
+        )
         require(
             self.rank_ratio is None or 0 < self.rank_ratio <= 1,
             f"rank_ratio={self.rank_ratio} must lie in (0, 1]: the share of entries "
@@ -359,26 +339,17 @@ def _factorise(
     return factorise_blocks(model, windows, ranks, factors, progress=progress)
 
 
-def compress_checkpoint(  # the options of the command, one by one
+def compress_checkpoint(
     checkpoint: str,
     out: Path | str,
-    weights: str | None = None,
+    how: str | CompressionConfig,
     tokens: int = 4096,
     context: int = CONTEXT,
     progress: Progress | None = None,
-    rank_ratio: float | None = None,
-    bits: int | None = None,
-    correction_rank: int = 0,
-    group: int = 64,
-    calibration: Path | str | None = None,
 ) -> dict[str, Any]:
     """Write `checkpoint` smaller into the new folder `out`, as the command prints it.
 
-    One of three is asked for: `weights`, a format of packed weights or "lossless";
-    `rank_ratio`, the share of the entries of the layers' matrices that low-rank factors
-    keep; or `bits` of GPTQ, with a scale for each `group` inputs and, with a
-    `correction_rank`, factors of that rank beside each matrix. The last two read a
-    `calibration` text, in UTF-8, by default *Persuasion*.
+    `how` is the word of a format, nf4, int8 or lossless, or a `CompressionConfig`.
 
     Returns the bytes of the tensors and the perplexities before and after, of `tokens`
     tokens of each held-out text in windows of `context`, through streamed models:
@@ -387,19 +358,18 @@ def compress_checkpoint(  # the options of the command, one by one
     first, *Sense and Sensibility*. Without `tokens`, or for a checkpoint without a
     tokenizer, they are None and `domains` is empty.
 
-    Raises InvalidInput where no way of compressing is asked for, or two, for more
-    tokens than a text has, and as its writer does, with nothing written then.
+    Raises InvalidInput for more tokens than a text has, and as `write_compressed` does,
+    with nothing written then.
 
     >>> from thesis_lib.memory import compress_checkpoint
-    >>> said = compress_checkpoint("smollm2", folder / "nf4", weights="nf4", tokens=0)
+    >>> said = compress_checkpoint("smollm2", folder / "nf4", "nf4", tokens=0)
     >>> round(said["bytes_after"] / said["bytes_before"], 2)
     0.42
     """
     folder = checkpoint_folder(checkpoint)
-    text = None if calibration is None else Path(calibration)
-    wish = CompressionConfig(weights, rank_ratio, bits, correction_rank, group, text)
+    config = CompressionConfig(how) if isinstance(how, str) else how
     texts = _held_out_texts(folder, tokens)
-    written = write_compressed(folder, out, wish, context, progress)
+    written = write_compressed(folder, out, config, context, progress)
     domains = {
         domain: {
             f"perplexity_{when}": streamed_perplexity(each, ids, context).value
@@ -410,9 +380,9 @@ def compress_checkpoint(  # the options of the command, one by one
     first = next(iter(domains.values()), {})
     return {
         **written,
-        "weights": weights,
-        "rank_ratio": rank_ratio,
-        "bits": bits,
+        "weights": config.weights,
+        "rank_ratio": config.rank_ratio,
+        "bits": config.bits,
         "perplexity_before": first.get("perplexity_before"),
         "perplexity_after": first.get("perplexity_after"),
         "domains": domains,

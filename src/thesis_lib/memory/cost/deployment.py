@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from thesis_lib.common.errors import choice, require
+from thesis_lib.memory.cost.cards import Card, raw_bytes_per_s
 from thesis_lib.memory.cost.cost import Amount, Mix, Owned, Timing
 from thesis_lib.memory.cost.prices import Quantity, read_quantities
-from thesis_lib.memory.cost.published import Card, raw_bytes_per_s
 from thesis_lib.memory.model.spec import WEIGHTS, ModelSpec
 from thesis_lib.memory.offload.plan import MemoryPlan, least_device_bytes, plan
 

@@ -9,8 +9,8 @@ import psutil
 
 from thesis_lib.common.errors import choice, require
 from thesis_lib.common.units import MiB
+from thesis_lib.memory.cost.cards import read_cards
 from thesis_lib.memory.cost.prices import read_quantities
-from thesis_lib.memory.cost.published import read_cards
 from thesis_lib.memory.model.shape import Step
 from thesis_lib.memory.model.spec import WEIGHTS, Machine, geometries, geometry
 from thesis_lib.memory.offload.plan import (

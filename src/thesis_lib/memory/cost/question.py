@@ -9,6 +9,7 @@ from typing import Any
 from thesis_lib.common.answers import remembered
 from thesis_lib.common.errors import InvalidInput, choice, require
 from thesis_lib.common.stats import Interval
+from thesis_lib.memory.cost.cards import read_cards
 from thesis_lib.memory.cost.cost import (
     Bill,
     Owned,
@@ -29,7 +30,6 @@ from thesis_lib.memory.cost.deployment import (
     workstation,
 )
 from thesis_lib.memory.cost.prices import Quantity, read_prices, read_quantities
-from thesis_lib.memory.cost.published import read_cards
 from thesis_lib.memory.model.spec import WEIGHTS, geometry
 
 _PLANNED = ("llama-65b", "bf16", 1)  # model, weights and batch where none is asked for

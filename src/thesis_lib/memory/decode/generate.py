@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -259,15 +259,30 @@ def describe_bytes(
     }
 
 
-def generate_text(  # the options of the command, one by one
+@dataclass(frozen=True, slots=True)
+class Streaming:
+    """Where a model streams, beside the memory of its device.
+
+    `host_bytes` hold layers that the device does not, a `ring` of staging buffers (by
+    default the most of 3, 2 and 1 that fit) those on their way to the `device`. With
+    `verify` every file is first compared with the SHA-256 of the manifest.
+    """
+
+    host_bytes: int = 0
+    ring: int | None = None
+    device: str = "cpu"
+    verify: bool = False
+
+
+STREAMING = Streaming()
+
+
+def generate_text(
     checkpoint: str,
     device_bytes: int,
     prompt: str | Sequence[str],
     max_new_tokens: int = 32,
-    ring: int | None = None,
-    host_bytes: int = 0,
-    device: str = "cpu",
-    verify: bool = False,
+    streaming: Streaming = STREAMING,
     writing: Writing = GREEDY,
     tell: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
@@ -287,7 +302,11 @@ def generate_text(  # the options of the command, one by one
     one = isinstance(prompt, str)
     require(one or tell is None, "several texts at once cannot be told as they come")
     folder, tokenizer, tokens, mask = read_prompts(
-        checkpoint, [prompt] if one else prompt, max_new_tokens, device, writing.chat
+        checkpoint,
+        [prompt] if one else prompt,
+        max_new_tokens,
+        streaming.device,
+        writing.chat,
     )
     start = tokens.shape[1]
     clock = _Clock(None if tell is None else Told(tokenizer, writing, tell))
@@ -295,15 +314,12 @@ def generate_text(  # the options of the command, one by one
         open_streamed(
             folder,
             device_bytes,
-            host_bytes,
             batch=len(tokens),
             context=start + max_new_tokens,
-            ring=ring,
             pass_tokens=start,
-            device=device,
-            verify=verify,
+            **asdict(streaming),
         ) as model,
-        enforced(device_bytes, device) as budget,
+        enforced(device_bytes, streaming.device) as budget,
     ):
         model.charge(budget)
         written = write(model, tokenizer, tokens, max_new_tokens, writing, clock, mask)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from thesis_book.experiments.memory import published
 from thesis_lib.common.errors import InvalidInput
-from thesis_lib.memory.cost import published
+from thesis_lib.memory.cost.cards import Card
 from thesis_lib.memory.model.spec import geometry
 
 ROOT = Path(__file__).parents[3]
@@ -25,7 +26,7 @@ STEP = next(ROWS.itertuples())._replace(
     disk_bytes_per_s=math.nan, figure=5.0, unit="s/token",
 )  # fmt: skip
 RUN = STEP._replace(batch=8, prompt=512, generated=32, unit="tokens/s", figure=2.0)
-CARD = published.Card("card", 24 * 2**30, 1e12, 1e14, 4, 16, "key")
+CARD = Card("card", 24 * 2**30, 1e12, 1e14, 4, 16, "key")
 
 
 def test_every_figure_and_every_card_has_a_source_in_the_references():

@@ -1,23 +1,30 @@
 """What other systems published, beside what hardware specifications alone predict.
 
-Nothing here is fitted. A card is its data sheet; a link is its generation, its lanes
-and the packets that the standard prescribes; a system is what its source says of it.
-The prediction is what the plan of `plan.py` promises on such a machine.
+Nothing here is fitted. A card is its data sheet; a system is what its source says of
+it. The prediction is what the plan of `plan.py` promises on such a machine.
 """
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from thesis_lib.common.errors import InvalidInput, choice, require
-from thesis_lib.common.files import data_folder
-from thesis_lib.memory.model.spec import Machine, ModelSpec, geometries, geometry
+from thesis_lib.common.errors import choice, require
+from thesis_lib.memory.cost.cards import (
+    CARDS,
+    Card,
+    read_cards,
+    read_table,
+    require_none,
+)
+from thesis_lib.memory.cost.cards import OVERHEAD_BYTES as OVERHEAD_BYTES
+from thesis_lib.memory.cost.cards import PAYLOAD_BYTES as PAYLOAD_BYTES
+from thesis_lib.memory.model.spec import ModelSpec, geometries, geometry
 from thesis_lib.memory.offload.plan import least_device_bytes, plan
 
-CARDS, ROWS = "offloading_cards.csv", "offloading_published.csv"
+ROWS = "offloading_published.csv"
 HEADINGS = {  # of columns that readers are shown, for `rename`
     "figure": "published",
     "ratio": "predicted over published time",
@@ -26,15 +33,6 @@ HEADINGS = {  # of columns that readers are shown, for `rename`
 UNITS = ("s/token", "tokens/s")
 COPIES = ("pinned", "pageable", "unknown")  # how host memory crosses the link
 TOLERANCE = 0.25  # of the goal: predicted over published time lies within it of one
-
-# Giga-transfers a second of one lane, a bit each, of which 128 in 130 are payload.
-_TRANSFERS_PER_S = {3: 8e9, 4: 16e9, 5: 32e9}
-_ENCODING = 128 / 130
-# A completion carries at most the payload that the standard sets by default (PLX,
-# PEX 8532, section 8.4.1.3) behind a header of three double words and two more of
-# framing, sequence number and checksum (Intel, AN 456, Throughput for Posted Writes).
-PAYLOAD_BYTES, OVERHEAD_BYTES = 128, 20
-_HOST_BYTES = 2**50  # what does not fit on the card fits in host memory
 _RING = {True: 2, False: 1}  # buffers, by whether anything is fetched ahead
 _CONTEXT = 512  # positions where a source does not say; hardly moves a second
 
@@ -63,69 +61,6 @@ _GEOMETRIES = {
 }  # fmt: skip
 
 
-def raw_bytes_per_s(generation: int, lanes: int) -> float:
-    """What lanes of a generation of PCIe carry, packet headers included."""
-    return lanes * _TRANSFERS_PER_S[generation] * _ENCODING / 8
-
-
-@dataclass(frozen=True, slots=True)
-class Card:
-    """A graphics card, or several that share one link, as the data sheets have it."""
-
-    device: str
-    memory_bytes: int
-    memory_bytes_per_s: float
-    flops_per_s: float | None  # 16-bit tensor products, dense; None if not looked up
-    pcie_generation: int
-    pcie_lanes: int
-    source: str  # keys of the references, separated by semicolons
-
-    @property
-    def raw_bytes_per_s(self) -> float:
-        """What the link carries, packet headers included: nothing is ever faster."""
-        return raw_bytes_per_s(self.pcie_generation, self.pcie_lanes)
-
-    @property
-    def link_bytes_per_s(self) -> float:
-        """What is left for data in packets of the standard's default size."""
-        packet = PAYLOAD_BYTES + OVERHEAD_BYTES
-        return self.raw_bytes_per_s * PAYLOAD_BYTES / packet
-
-    def machine(self, count: int = 1, link_bytes_per_s: float | None = None) -> Machine:
-        """So many of them as one, with host memory for all that does not fit on them.
-
-        The link is that of the data sheet unless given; no disk is waited for.
-        """
-        return Machine(
-            device_bytes=count * self.memory_bytes,
-            disk_bytes_per_s=math.inf,
-            host_bytes=_HOST_BYTES,
-            link_bytes_per_s=link_bytes_per_s or self.link_bytes_per_s,
-            weight_bytes_per_s=count * self.memory_bytes_per_s,
-            flops_per_s=count * (self.flops_per_s or math.inf),
-        )
-
-
-def read_cards(folder: Path | None = None) -> dict[str, Card]:
-    """The cards of `folder`, by default of `data/`, by name.
-
-    Raises InvalidInput for a link that is not known and for a number that is none.
-    """
-    types = {int: "memory_bytes pcie_generation pcie_lanes",
-             float: "memory_bytes_per_s flops_per_s"}  # fmt: skip
-    table: Any = _read(folder, CARDS, types)
-    known = table.pcie_generation.isin(_TRANSFERS_PER_S) & (table.pcie_lanes > 0)
-    _refuse(
-        CARDS,
-        table[~known],
-        "device pcie_generation pcie_lanes",
-        f"lanes of a generation among {', '.join(map(str, _TRANSFERS_PER_S))}",
-    )
-    table = table.astype(object).where(table.notna(), None)
-    cards = table[[field.name for field in fields(Card)]].to_dict("records")
-    return {card["device"]: Card(**card) for card in cards}
-
-
 def read_rows(folder: Path | None = None) -> pd.DataFrame:
     """The published figures of `folder`, by default of `data/`, a row each.
 
@@ -143,7 +78,7 @@ def read_rows(folder: Path | None = None) -> pd.DataFrame:
     """
     types = {int: "batch prompt generated", bool: "resident prefetch",
              float: "bits disk_bytes_per_s figure"}  # fmt: skip
-    table: Any = _read(folder, ROWS, types)
+    table: Any = read_table(folder, ROWS, types)
     for column, known in {
         "model": (*_GEOMETRIES, *geometries()),
         "device": tuple(read_cards(folder)),
@@ -153,14 +88,14 @@ def read_rows(folder: Path | None = None) -> pd.DataFrame:
         for value in table[column]:
             choice(f"{ROWS}: {column}", value, known)
     right = (table.figure > 0) & (table.batch > 0) & (table.bits > 0)
-    _refuse(
+    require_none(
         ROWS,
         table[~right | (table.bits > 16)],
         "system device figure batch bits",
         "all positive, and at most 16 bits",
     )
     is_rate = table.unit == "tokens/s"
-    _refuse(
+    require_none(
         ROWS,
         table[is_rate & (table[["prompt", "generated"]].min(axis=1) <= 0)],
         "system device prompt generated",
@@ -260,29 +195,3 @@ def counts(table: Any) -> dict[str, float]:
         "others": int((~pinned).sum()),
         "others_median": float(table.ratio[~pinned].median()),
     }
-
-
-def _read(folder: Path | None, name: str, types: dict[type, str]) -> pd.DataFrame:
-    path = (data_folder() if folder is None else folder) / name
-    dtypes: dict[Any, Any] = {
-        column: kind for kind, columns in types.items() for column in columns.split()
-    }
-    try:
-        table = pd.read_csv(
-            path, dtype=dtypes, true_values=["yes"], false_values=["no"]
-        )
-    except ValueError as error:
-        raise InvalidInput(
-            f"{name} cannot be read: {error}; expected numbers, and yes or no, where "
-            "its other rows have them"
-        ) from error
-    missing = ", ".join(sorted(dtypes.keys() - set(table.columns)))
-    require(not missing, f"{name} has no column {missing}: copy the table again")
-    return table
-
-
-def _refuse(name: str, rows: pd.DataFrame, columns: str, expected: str) -> None:
-    """Refuse a table of which there are any such rows, by the first of them."""
-    for _, first in rows.head(1).iterrows():
-        said = ", ".join(f"{column}={first[column]}" for column in columns.split())
-        raise InvalidInput(f"{name}: {said}: expected {expected}")
