@@ -158,3 +158,20 @@ def mutated_file(file, draw):
     return joined(
         mutated(header.rstrip(b" "), draw, offsets), rest, draw.random() < 0.8
     )
+
+
+def mutated_bytes(content, draw, head=8192):
+    """A file that is cut, or whose first bytes are replaced, left out or repeated."""
+    kind = draw.randrange(6)
+    if kind == 0:
+        return content[: draw.randrange(len(content))]
+    at, some = draw.randrange(min(head, len(content))), draw.randint(1, 9)
+    if kind == 1:
+        return content[:at] + content[at + some :]
+    if kind == 2:
+        return content[: at + some] + content[at:]
+    changed = bytearray(content)
+    for _ in range(draw.randint(1, 4)):
+        at = draw.randrange(min(head, len(content)))
+        changed[at] = draw.choice((0, 1, 8, 9, 0x7F, 0xFF, draw.randrange(256)))
+    return bytes(changed)

@@ -12,6 +12,7 @@ import shutil
 import signal
 from contextlib import contextmanager
 
+import gguf_files
 import mutation
 import pytest
 import safetensors
@@ -26,7 +27,15 @@ from thesis_book.__main__ import app
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.memory.compress.convert import compress_checkpoint
 from thesis_lib.memory.decode.generate import Streaming, generate_text
-from thesis_lib.memory.model.checkpoint import INDEX, MANIFEST, NON_LAYER, SINGLE
+from thesis_lib.memory.model import gguf
+from thesis_lib.memory.model.checkpoint import (
+    INDEX,
+    MANIFEST,
+    NON_LAYER,
+    SINGLE,
+    file_name,
+)
+from thesis_lib.memory.model.gguf_file import read_gguf
 from thesis_lib.memory.model.pretrained import quiet
 from thesis_lib.memory.model.spec import Machine
 from thesis_lib.memory.offload.offloaded_model import plan_checkpoint
@@ -149,21 +158,19 @@ def look(folder):
     return generating
 
 
-def campaign(folder, kind, seeds, look=look):
-    """Change one file of the folder in as many ways as there are seeds.
+def campaign(path, kind, seeds, look, change):
+    """Change a file in as many ways as there are seeds, and look at its folder.
 
-    Returns how many were refused. The file is as it was afterwards.
+    Returns how many were rejected. The file is as it was afterwards.
     """
-    path, count = folder / KINDS[kind], 0
-    content = path.read_bytes()
-    change = mutation.mutated_file if kind == "header" else mutation.mutated
+    content, count = path.read_bytes(), 0
     try:
-        assert not look(folder)
+        assert not look(path.parent)
         for seed in seeds:
             path.write_bytes(change(content, random.Random(f"{kind} {seed}")))
             try:
                 with no_longer_than(60):
-                    count += look(folder)
+                    count += look(path.parent)
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # of a library in Rust, a panic is no other
@@ -194,30 +201,90 @@ def look_at_tensors(folder):
     return False
 
 
+def look_at_packed(folder):
+    """Whether a checkpoint of this project is refused, by its manifest or as read."""
+
+    def read():
+        for verify in (True, False):
+            with SafetensorsStore(folder, verify) as store:
+                for layer in range(NON_LAYER, store.layers):
+                    tiny.read(store, layer)
+
+    return refused(read)
+
+
+def look_at_gguf(folder):
+    """Whether a GGUF file is refused; else its tensors are within it."""
+    path = folder / "model.gguf"
+
+    def read():
+        file = read_gguf(path)
+        gguf.place(file, gguf.read_config(file))
+        size = path.stat().st_size
+        assert all(each.start + each.nbytes <= size for each in file.tensors.values())
+
+    return refused(read)
+
+
+def write_packed(folder):
+    write(folder / "dense")
+    compress_checkpoint(str(folder / "dense"), folder / "out", "lossless", tokens=0)
+    return folder / "out"
+
+
+def write_gguf(folder):
+    model = gguf_files.make(folder / "dense", num_hidden_layers=1)
+    return gguf_files.write(folder / "model.gguf", "llama", model).parent
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """A whole folder of each architecture, made once; sharded for an index."""
-    made = {}
+    written = {}
 
-    def folder(architecture, kind):
+    def folder(architecture, kind="header"):
         key = architecture, kind == "index"
-        if key not in made:
+        if key not in written:
             home = tmp_path_factory.mktemp(architecture)
-            made[key] = write(home / "model", architecture, kind == "index")
-        return made[key]
+            writers = {"packed": write_packed, "gguf": write_gguf}
+            if architecture in writers:
+                written[key] = writers[architecture](home)
+            else:
+                written[key] = write(home / "model", architecture, kind == "index")
+        return written[key]
 
     return folder
 
 
-def test_a_header_is_read_as_the_library_reads_it_or_refused(folders):
-    count = campaign(folders("llama", "header"), "header", range(300), look_at_tensors)
-    assert 0 < count < 300
+READERS = {  # folder, file, how it is changed, who reads it
+    "header": ("llama", SINGLE, mutation.mutated_file, look_at_tensors),
+    "header's bytes": ("llama", SINGLE, mutation.mutated_bytes, look_at_tensors),
+    "index": ("llama", INDEX, mutation.mutated_bytes, look_at_tensors),
+    "manifest": ("packed", MANIFEST, mutation.mutated_bytes, look_at_packed),
+    "code": ("packed", file_name(1), mutation.mutated_bytes, look_at_packed),
+    "gguf": ("gguf", "model.gguf", mutation.mutated_bytes, look_at_gguf),
+}
+
+
+@pytest.mark.parametrize(
+    ("folder", "name", "change", "look"), READERS.values(), ids=READERS
+)
+def test_altered_bytes_are_read_rightly_or_rejected(
+    folders, folder, name, change, look
+):
+    path = folders(folder, "index" if name == INDEX else "header") / name
+    assert campaign(path, name, range(200), look, change) > 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_files_that_were_changed_run_rightly_or_are_refused(folders, kind):
-    folder = folders("llama", kind)
-    assert 0 < campaign(folder, kind, range(1000, 1024)) < 24
+    path = folders("llama", kind) / KINDS[kind]
+    change, seeds = changes_of(kind), range(1000, 1024)
+    assert 0 < campaign(path, kind, seeds, look, change) < len(seeds)
+
+
+def changes_of(kind):
+    return mutation.mutated_file if kind == "header" else mutation.mutated
 
 
 MANY = [
@@ -233,8 +300,8 @@ MANY = [
 def test_many_files_run_rightly_or_are_refused(
     folders, architecture, kind, seeds, look
 ):
-    folder = folders(architecture, kind)
-    assert 0 < campaign(folder, kind, seeds, look) < len(seeds)
+    path = folders(architecture, kind) / KINDS[kind]
+    assert 0 < campaign(path, kind, seeds, look, changes_of(kind)) < len(seeds)
 
 
 OPTIONAL = (
@@ -356,9 +423,8 @@ def test_the_command_says_one_sentence(folders, tmp_path, kind):
     folder = shutil.copytree(folders("llama", kind), tmp_path / "model")
     path = folder / KINDS[kind]
     content, statuses = path.read_bytes(), []
-    change = mutation.mutated_file if kind == "header" else mutation.mutated
     for seed in range(4):
-        path.write_bytes(change(content, random.Random(f"{kind} {seed}")))
+        path.write_bytes(changes_of(kind)(content, random.Random(f"{kind} {seed}")))
         out = tmp_path / f"out{seed}"
         for words in (
             f"generate {folder} --device-memory 64MiB --prompt so --max-new-tokens 2",

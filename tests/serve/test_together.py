@@ -51,10 +51,10 @@ def passes(model, write):
 
 def read_by(model, act):
     """The bytes that `act` reads from an empty ring on, once all have landed."""
-    model._turning().settle()
+    model.source.ring.settle()
     before = model.bytes_read
     act()
-    model._turning().settle()
+    model.source.ring.settle()
     return model.bytes_read - before
 
 

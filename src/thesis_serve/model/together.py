@@ -14,7 +14,7 @@ together only where the kernel was found not to mix them, on this machine.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,8 @@ from torch.nn.functional import linear
 
 from thesis_lib.common.errors import require
 from thesis_lib.memory.model.batch_invariant import Mixing, mixes_rows
-from thesis_lib.memory.offload.offloaded_model import StreamedModel, Weights
+from thesis_lib.memory.offload.offloaded_model import StreamedModel
+from thesis_lib.memory.offload.source import Weights
 from thesis_lib.memory.offload.store import StoreDamaged
 
 # A trial holds a few rows; those of a pass of so many tokens are no less.
@@ -136,7 +137,7 @@ class Together:
         )
         lane = Lane(write, self._generators)
         try:
-            with self.model.borrowing(_ask, linear):
+            with self.model.using(_ask, linear):
                 lane.go_on()
         except StoreDamaged:
             self.close()
@@ -164,7 +165,7 @@ class Together:
             while lanes and (first or lanes[0].needs != 0):
                 layer, first = lanes[0].needs, False
                 assert isinstance(layer, int)
-                with self.model.holding(layer) as weights:
+                with self.model.layer(layer) as weights:
                     self._go_on(lanes, layer, weights)
                 lanes = [lane for lane in lanes if not lane.dead]
         except BaseException:
@@ -177,11 +178,10 @@ class Together:
     def _go_on(self, lanes: list[Lane], layer: int, weights: Weights) -> None:
         """Let all compute with a layer, and multiply rows at once on the way."""
         joint = len(lanes) > 1 and self.model.plan.pass_tokens >= _LEAST_TOKENS
-        borrowing = self.model.borrowing(_ask, _multiply if joint else linear)
         draws = layer >= self.model.spec.layers - 1  # tokens, behind the last layer
-        with borrowing, self.model.placing(layer, weights) as lent:
+        with self.model.using(_ask, _multiply if joint else linear):
             for lane in lanes:
-                lane.go_on(lent, draws=draws)
+                lane.go_on(weights, draws=draws)
             while asked := [(lane, lane.row) for lane in lanes if lane.row is not None]:
                 by_weight: dict[int, list[tuple[Lane, _Row]]] = defaultdict(list)
                 for lane, row in asked:
@@ -218,7 +218,7 @@ def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return lane.parent.switch(_Row(x, weight, bias))
 
 
-def _ask(layer: int) -> Weights:
+def _ask(layer: int) -> AbstractContextManager[Weights]:
     """Stop the text that needs `layer` until it is there."""
     lane: Any = getcurrent()
-    return lane.parent.switch(layer)
+    return nullcontext(lane.parent.switch(layer))

@@ -1,10 +1,8 @@
-"""A GGUF file becomes the checkpoint that it was made of, or is refused by name."""
+"""Convert GGUF files to the checkpoints that they were written from, or reject them."""
 
 import json
-import math
-import random
+import struct
 import tracemalloc
-from contextlib import suppress
 
 import gguf
 import numpy as np
@@ -13,8 +11,8 @@ import tiny
 import torch
 from gguf import GGMLQuantizationType as Kind
 from gguf import GGUFWriter
+from gguf_files import make, write
 from safetensors.torch import load_file
-from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
@@ -23,6 +21,12 @@ from thesis_lib.memory.formats.ggml import Blocks
 from thesis_lib.memory.model import gguf as ours
 from thesis_lib.memory.model import smollm2
 from thesis_lib.memory.model.checkpoint import read_manifest
+from thesis_lib.memory.model.gguf_file import (
+    GgufFile,
+    GgufTensor,
+    is_decoded,
+    read_gguf,
+)
 from thesis_lib.memory.model.pretrained import quiet, read_tokenizer
 from thesis_lib.memory.model.spec import Machine, geometry
 from thesis_lib.memory.offload.offloaded_model import (
@@ -33,136 +37,7 @@ from thesis_lib.memory.offload.offloaded_model import (
 from thesis_lib.memory.offload.plan import plan
 from thesis_lib.memory.offload.store import SafetensorsStore
 
-SHAPE = {"vocab_size": 263, "hidden_size": 64, "num_attention_heads": 4}
-GROUPED = {"intermediate_size": 96, "num_key_value_heads": 2, "head_dim": 16}
-CHANGES = {
-    "llama": {},
-    "qwen2": {"head_dim": None},
-    "qwen3": {},
-    "gemma2": {"query_pre_attn_scalar": 16},
-    "gemma3": {"query_pre_attn_scalar": 16, "layer_types": None},
-    "phi3": {"sliding_window": 7},
-    "stablelm": {"partial_rotary_factor": 0.5},
-    "gemma": {},
-    "phi2": {},
-    "olmo2": {},
-    "granite": {"embedding_multiplier": 2.0, "residual_multiplier": 0.5},
-    "smollm3": {"no_rope_layer_interval": 4},
-    "command-r": {},
-    "cohere2": {"layer_types": [*["sliding_attention"] * 3, "full_attention"]},
-}
-# As llama.cpp's converter has it.
-CENTRED = ("stablelm", "phi2", "command-r", "cohere2")
-PAIRED = ("llama", "granite", "smollm3")
-WITH_LENGTHS = ("llama", "qwen3", "gemma", "gemma2", "gemma3")
-READ_BY_TRANSFORMERS = (
-    "llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "stablelm",
-)  # fmt: skip
-DECODED = [kind for kind in Kind if ours.is_decoded(kind)]
-
-
-def make(folder, architecture, dtype=torch.float32, **changes):
-    """A tiny random model, in `folder` and resident."""
-    shape = {**SHAPE, **GROUPED, **CHANGES[architecture], **changes}
-    given = {name: value for name, value in shape.items() if value is not None}
-    model = ours.ARCHITECTURES[architecture].model_type
-    if architecture == "gemma3":
-        given |= {"num_hidden_layers": 7, "layer_types": WINDOWS}
-    return tiny.write(folder, model, dtype=dtype, **given)
-
-
-WINDOWS = ["sliding_attention"] * 5 + ["full_attention", "sliding_attention"]
-
-
-def describe(writer, architecture, config, **fields):
-    """Write the settings of a model, as llama.cpp does; `fields` are other ones."""
-    rope = config.rope_parameters
-    rope = rope.get("full_attention", rope)
-    said = {
-        "block_count": config.num_hidden_layers,
-        "context_length": config.max_position_embeddings,
-        "embedding_length": config.hidden_size,
-        "feed_forward_length": config.intermediate_size,
-        "attention.head_count": config.num_attention_heads,
-        "attention.head_count_kv": config.num_key_value_heads,
-        "rope.freq_base": float(rope["rope_theta"]),
-    }
-    epsilon = "layer_norm" if architecture in CENTRED else "layer_norm_rms"
-    said[f"attention.{epsilon}_epsilon"] = float(
-        config.layer_norm_eps if architecture in CENTRED else config.rms_norm_eps
-    )
-    if architecture in ("stablelm", "phi2"):
-        said["rope.dimension_count"] = 8
-    if architecture == "stablelm":
-        said["use_parallel_residual"] = config.use_parallel_residual
-    if architecture == "granite":
-        said |= {
-            "attention.scale": config.attention_multiplier,
-            "embedding_scale": config.embedding_multiplier,
-            "residual_scale": config.residual_multiplier,
-            "logit_scale": config.logits_scaling,
-        }
-    if architecture in ("command-r", "cohere2"):
-        said |= {"logit_scale": config.logit_scale, "rope.scaling.type": "none"}
-    if architecture in WITH_LENGTHS:
-        said |= {
-            f"attention.{which}_length": config.head_dim for which in ("key", "value")
-        }
-    if getattr(config, "sliding_window", None):
-        said["attention.sliding_window"] = config.sliding_window
-    pre = fields.pop("pre", "gpt-2")
-    merges = fields.pop("merges", ["h e", "l l", "ll o", "he llo", "Ġ w"])
-    adds = {
-        bool: writer.add_bool, float: writer.add_float32, int: writer.add_uint32,
-        str: writer.add_string,
-    }  # fmt: skip
-    for name, value in {**said, **fields}.items():
-        key = name if name.startswith("tokenizer.") else f"{architecture}.{name}"
-        adds[type(value)](key, value)
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = ["<s>", "</s>", *letters, "he", "ll", "llo", "hello", "Ġw"]
-    writer.add_tokenizer_model("gpt2")
-    if pre:
-        writer.add_tokenizer_pre(pre)
-    writer.add_token_list(words)
-    writer.add_token_types([3, 3] + [1] * (len(words) - 2))
-    writer.add_token_merges(merges)
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(1)
-
-
-def weights(architecture, model):
-    """The parameters as llama.cpp keeps them, under its names."""
-    number = {name: n for n, name in gguf.MODEL_ARCH_NAMES.items()}[architecture]
-    config = model.config
-    known = gguf.get_tensor_name_map(number, config.num_hidden_layers)
-    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-    for name, parameter in model.named_parameters():
-        values = parameter.detach().float().numpy()
-        if architecture in PAIRED and name.split(".")[-2] in heads:
-            pairs = values.reshape(heads[name.split(".")[-2]], 2, -1, values.shape[1])
-            values = np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(values.shape)
-        if architecture.startswith("gemma") and name.endswith("norm.weight"):
-            values = values + 1
-        yield known.get_name(name, (".weight", ".bias")), values
-
-
-def write(
-    path, architecture, model, kind=Kind.F32, more=(), pack=gguf.quantize, **fields
-):
-    """The GGUF file of a model, its matrices in a type, or in one by their name."""
-    writer = GGUFWriter(path, architecture)
-    describe(writer, architecture, model.config, **fields)
-    for name, values in [*weights(architecture, model), *more]:
-        of = kind(name) if callable(kind) else kind
-        matrix = values.ndim > 1 and of != Kind.F32
-        packed = pack(values, of) if matrix else values
-        writer.add_tensor(name, packed, raw_dtype=of if matrix else None)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+DECODED = [kind for kind in Kind if is_decoded(kind)]
 
 
 def stored(folder):
@@ -171,6 +46,10 @@ def stored(folder):
         for file in folder.glob("*.safetensors")
         for name, tensor in load_file(file).items()
     }
+
+
+def read_config(path):
+    return ours.read_config(read_gguf(path))
 
 
 @pytest.mark.parametrize("architecture", ours.ARCHITECTURES)
@@ -196,7 +75,7 @@ def test_a_file_becomes_the_model_that_it_was_made_of(architecture, tmp_path):
     assert tiny.streams(tmp_path / "out")
 
 
-@pytest.mark.parametrize("architecture", READ_BY_TRANSFORMERS)
+@pytest.mark.parametrize("architecture", ours.ARCHITECTURES)
 @pytest.mark.parametrize("kind", [Kind.Q8_0, Kind.Q4_0, Kind.F16, Kind.BF16])
 def test_weights_are_those_that_transformers_reads(architecture, kind, tmp_path):
     model = make(tmp_path / "model", architecture)
@@ -225,9 +104,9 @@ def test_rows_are_decoded_within_the_memory_that_is_stated(kind, tmp_path):
     packed = draw.integers(0, 256, (shape[0], shape[1] // block * size), np.uint8)
     path = tmp_path / "rows"
     path.write_bytes(b"head" + packed.tobytes())
-    file = ours.GgufFile(path, {"general.architecture": "llama"}, {})
-    tensor = ours.GgufTensor("rows", shape, kind, 4)
-    config = smollm2_config()
+    file = GgufFile(path, {"general.architecture": "llama"}, {})
+    tensor = GgufTensor("rows", shape, kind, 4)
+    config = read_config(smollm2.source())
     with np.errstate(all="ignore"):
         tracemalloc.start()
         found = ours.read_tensor(file, tensor, "rows.weight", config)
@@ -240,11 +119,7 @@ def test_rows_are_decoded_within_the_memory_that_is_stated(kind, tmp_path):
     )
 
 
-def smollm2_config():
-    return ours.read_config(ours.read_gguf(smollm2.source()))
-
-
-def test_every_type_that_the_package_namesis_decoded_but_whole_numbers():
+def test_is_decoded_accepts_all_types_but_whole_numbers():
     left = {kind.name for kind in Kind} - {kind.name for kind in DECODED}
     assert left <= {"I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K", "Q1_0"}
 
@@ -262,120 +137,35 @@ def llama3_factors(head_dim, theta, factor):
             yield 1 / ((1 - smooth) / factor + smooth)
 
 
-def with_factors(tmp_path, factors):
-    model = make(tmp_path / "model", "llama")
-    model.config.rope_parameters["rope_theta"] = 5e5
-    more = [("rope_freqs.weight", np.array(factors, np.float32))]
-    return write(tmp_path / "model.gguf", "llama", model, more=more)
+def factors(*factors):
+    return {"more": [("rope_freqs.weight", np.array(factors, np.float32))]}
 
 
-def test_the_factors_of_llama_3_become_its_rule(tmp_path):
-    file = with_factors(tmp_path, list(llama3_factors(16, 5e5, 8.0)))
-    rope = ours.read_config(ours.read_gguf(file)).rope_parameters
-    assert rope["rope_type"] == "llama3"
-    assert (rope["factor"], rope["rope_theta"]) == (8.0, 5e5)
+LLAMA3 = list(llama3_factors(16, 1e4, 8.0))
+LINEAR = {"rope.scaling.type": "linear", "rope.scaling.factor": 2.0}
+ROPES = [
+    ("llama", factors(*LLAMA3), {"rope_type": "llama3", "factor": 8.0}),
+    ("llama", LINEAR, {"rope_type": "linear", "factor": 2.0}),
+    ("phi3", {"rope.dimension_count": 12}, {"partial_rotary_factor": 0.75}),
+]
 
 
-def test_other_factors_are_refused(tmp_path):
-    factors = list(llama3_factors(16, 5e5, 8.0))
-    file = with_factors(tmp_path, [*factors[:-2], 7.0, factors[-1]])
-    with pytest.raises(InvalidInput, match="divides its rotary frequencies"):
-        ours.read_config(ours.read_gguf(file))
+@pytest.mark.parametrize(
+    ("architecture", "fields", "rope"), ROPES, ids=["llama3", "linear", "share"]
+)
+def test_rotary_settings_become_those_of_transformers(
+    architecture, fields, rope, tmp_path
+):
+    model = make(tmp_path / "model", architecture)
+    file = write(tmp_path / "model.gguf", architecture, model, **fields)
+    assert read_config(file).rope_parameters.items() >= rope.items()
 
 
-def test_factors_beside_another_scaling_or_elsewhere_are_refused(tmp_path):
-    factors = list(llama3_factors(16, 5e5, 8.0))
-    more = [("rope_freqs.weight", np.array(factors, np.float32))]
-    linear = {"rope.scaling.type": "linear", "rope.scaling.factor": 2.0}
-    for architecture, fields, words in (
-        ("llama", linear, "frequencies by 'linear'"),
-        ("qwen3", {}, "rope_freqs.weight.*no use"),
-    ):
-        model = make(tmp_path / architecture, architecture)
-        file = tmp_path / f"{architecture}.gguf"
-        write(file, architecture, model, more=more, **fields)
-        with pytest.raises(InvalidInput, match=words):
-            ours.convert(file, tmp_path / "out")
-
-
-def test_linear_scaling_is_that_of_transformers(tmp_path):
-    model = make(tmp_path / "model", "llama")
-    fields = {"rope.scaling.type": "linear", "rope.scaling.factor": 2.0}
-    file = write(tmp_path / "model.gguf", "llama", model, **fields)
-    rope = ours.read_config(ours.read_gguf(file)).rope_parameters
-    assert (rope["rope_type"], rope["factor"]) == ("linear", 2.0)
-
-
-def test_a_window_of_nothing_is_none_and_no_word_of_it_is_refused(tmp_path):
-    """Phi-4 says 0; older files of Phi-3 say nothing, and their readers guess."""
+def test_phi3_window_of_zero_is_none(tmp_path):
     model = make(tmp_path / "model", "phi3")
     fields = {"attention.sliding_window": 0}
     file = write(tmp_path / "model.gguf", "phi3", model, **fields)
-    assert ours.read_config(ours.read_gguf(file)).sliding_window is None
-    model.config.sliding_window = None
-    file = write(tmp_path / "model.gguf", "phi3", model)
-    with pytest.raises(InvalidInput, match=r"phi3\.attention\.sliding_window in"):
-        ours.read_config(ours.read_gguf(file))
-
-
-def test_what_is_rotated_is_the_share_that_the_file_says(tmp_path):
-    model = make(tmp_path / "model", "phi3")
-    fields = {"rope.dimension_count": 12}  # of 16
-    file = write(tmp_path / "model.gguf", "phi3", model, **fields)
-    config = ours.read_config(ours.read_gguf(file))
-    assert config.rope_parameters["partial_rotary_factor"] == 0.75
-
-
-FACTORS = {"long": np.linspace(1, 9, 8), "short": np.linspace(1, 1.5, 8)}
-
-
-RULE = math.sqrt(1 + math.log(2) / math.log(32))  # where positions become twice 32
-
-
-def write_longer(
-    path, model, stretch=RULE, which=("long", "short"), factors=1.0, **fields
-):
-    """A file of Phi-3 whose first 32 of 64 positions have factors of their own."""
-    more = [
-        (f"rope_factors_{name}.weight", (factors * FACTORS[name]).astype(np.float32))
-        for name in which
-    ]
-    said = {"rope.scaling.original_context_length": 32, **fields}
-    if stretch is not None:
-        said["rope.scaling.attn_factor"] = stretch
-    return write(path, "phi3", model, more=more, **said)
-
-
-def test_the_factors_of_a_longer_context_come_along(tmp_path):
-    model = make(tmp_path / "model", "phi3")
-    file = write_longer(tmp_path / "model.gguf", model)
-    rope = ours.read_config(ours.read_gguf(file)).rope_parameters
-    assert (rope["rope_type"], rope["original_max_position_embeddings"]) == (
-        "longrope", 32
-    )  # fmt: skip
-    for name, factors in FACTORS.items():
-        assert rope[f"{name}_factor"] == factors.astype(np.float32).tolist()
-    ours.convert(file, tmp_path / "out")
-    assert tiny.streams(tmp_path / "out")
-
-
-def test_other_factors_of_a_longer_context_are_refused(tmp_path):
-    model = make(tmp_path / "model", "phi3")
-    for changes, words in (
-        ({"which": ["long"]}, "has the tables"),
-        ({"stretch": 1.5}, r"scales the attention by 1\.5.*expected both, and 1\.09"),
-        ({"stretch": None}, r"scales the attention by 1\.0"),
-        ({"stretch": "wide"}, r"scales the attention by 'wide'"),
-        ({"factors": -1.0}, "divides frequencies by"),
-        ({"rope.scaling.original_context_length": 65}, "original_context_length in"),
-    ):
-        file = write_longer(tmp_path / "model.gguf", model, **changes)
-        with pytest.raises(InvalidInput, match=words):
-            ours.read_config(ours.read_gguf(file))
-    fields = {"rope.scaling.original_context_length": 32}
-    file = write(tmp_path / "model.gguf", "phi3", model, **fields)
-    with pytest.raises(InvalidInput, match=r"original_context_length to 32 .* 64"):
-        ours.convert(file, tmp_path / "out")
+    assert read_config(file).sliding_window is None
 
 
 def test_a_residual_in_parallel_has_one_norm_in_a_layer(tmp_path):
@@ -388,10 +178,6 @@ def test_a_residual_in_parallel_has_one_norm_in_a_layer(tmp_path):
         found = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     rows = tiny.tokens(3, 1, 24)
     assert torch.equal(found(rows).logits, model(rows).logits)
-    more = [("blk.0.attn_q_norm.weight", np.ones((4, 16), np.float32))]
-    file = write(tmp_path / "model.gguf", "stablelm", model, more=more)
-    with pytest.raises(InvalidInput, match=r"attn_q_norm\.weight.*no use"):
-        ours.convert(file, tmp_path / "again")
 
 
 def test_the_tokenizer_comes_along(tmp_path):
@@ -443,22 +229,6 @@ def test_some_rules_take_a_token_whole_and_begin_a_text(pre, ids, tmp_path):
     assert read_tokenizer(tmp_path / "out")("hello")["input_ids"] == ids
 
 
-@pytest.mark.parametrize(
-    ("pre", "words"),
-    [
-        ("", "does not say how its tokenizer cuts"),
-        ("default", "does not say how its tokenizer cuts"),
-        ("deepseek-llm", "the rule 'deepseek-llm'"),
-    ],
-)
-def test_a_tokenizer_whose_cut_nobody_knows_is_refused(pre, words, tmp_path):
-    model = make(tmp_path / "model", "llama")
-    file = write(tmp_path / "model.gguf", "llama", model, pre=pre)
-    with pytest.raises(InvalidInput, match=words):
-        ours.convert(file, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
 def test_the_packaged_model_takes_digits_apart():
     tokenizer = read_tokenizer(smollm2.checkpoint())
     assert tokenizer.tokenize("It has  12") == ["It", "Ġhas", "ĠĠ", "1", "2"]
@@ -498,7 +268,7 @@ KEPT = {
     "gemma2": (Kind.Q8_0, gguf.quantize, {}),
     "qwen3": (Kind.Q5_0, gguf.quantize, {}),
     "qwen2": (Kind.IQ4_NL, blocks_at_random, {}),  # not compiled, and with biases
-    "granite": (mixed, blocks_at_random, WIDE),
+    "gemma3": (mixed, blocks_at_random, WIDE),
 }
 
 
@@ -529,7 +299,7 @@ def test_blocks_stream_to_the_logits_of_the_dense_checkpoint(
 @pytest.mark.parametrize("architecture", KEPT)
 def test_layers_in_blocks_have_the_bytes_of_the_file(architecture, tmp_path):
     folder, _, said = write_kept(tmp_path, architecture)
-    file = ours.read_gguf(tmp_path / "model.gguf")
+    file = read_gguf(tmp_path / "model.gguf")
     blocks = [
         tensor for name, tensor in file.tensors.items()
         if name.startswith("blk.") and len(tensor.shape) == 2
@@ -563,11 +333,10 @@ def test_the_planned_peak_of_blocks_is_the_metered_one(architecture, tmp_path):
 
 def test_a_tensor_in_blocks_takes_its_bytes_and_no_more(tmp_path):
     folder, _, said = write_kept(tmp_path, "llama")
-    file = ours.read_gguf(tmp_path / "model.gguf")
+    file = read_gguf(tmp_path / "model.gguf")
     table = file.tensors["token_embd.weight"]
-    assert said["peak_bytes"] == ours._peak(
-        file, "model.embed_tokens.weight", table, ours.read_config(file), stays=False
-    )
+    work = min(ours.WORK_BYTES, ours.WORK_PER_WEIGHT * table.shape[0] * table.shape[1])
+    assert said["peak_bytes"] == 2 * table.shape[0] * table.shape[1] + work
     with pytest.raises(InvalidInput, match="at a time"):
         ours.convert(file.path, tmp_path / "less", said["peak_bytes"] - 1, keep=Blocks)
     assert folder.is_dir()
@@ -626,7 +395,7 @@ def test_blocks_are_refused_on_a_card_which_cannot_restore_them(tmp_path):
     model = StreamedModel(folder, tiny.plan_tight(folder, context=24))
     model.device = torch.device("cuda")
     with pytest.raises(InvalidInput, match=r"gguf weights.*device='cpu'"):
-        model._open()
+        model.__enter__()
 
 
 def test_a_geometry_without_types_has_no_plan():
@@ -634,50 +403,78 @@ def test_a_geometry_without_types_has_no_plan():
         plan(geometry("llama2-7b"), Machine(2**40, 1e9), kind="gguf", context=32)
 
 
-# --- What is refused -------------------------------------------------------------
+# --- What is rejected ------------------------------------------------------------
 
-REFUSED = {
-    "experts": ({"expert_count": 8}, "expert_count to 8"),
-    "another scaling": ({"rope.scaling.type": "yarn"}, "frequencies by 'yarn'"),
-    "half rotary": ({"rope.dimension_count": 8}, "rope.dimension_count to 8"),
-    "no layers": ({"block_count": 0}, "block_count"),
-    "many layers": ({"block_count": 10**9}, "of 4 layers and .* has 10{9}"),
-    "a wide layer": ({"feed_forward_length": 2**31 - 1}, r"ffn_gate|no model"),
+
+def extra(name, *shape):
+    return {"more": [(name, np.ones(shape, np.float32))]}
+
+
+REJECTED = {
+    "experts": ("llama", {"expert_count": 8}, "expert_count to 8"),
+    "another scaling": (
+        "llama", {"rope.scaling.type": "yarn"}, "frequencies by 'yarn'"),
+    "half rotary": (
+        "llama", {"rope.dimension_count": 8}, "rope.dimension_count to 8"),
+    "no layers": ("llama", {"block_count": 0}, "block_count"),
+    "many layers": ("llama", {"block_count": 10**9}, "of 4 layers and .* has 10{9}"),
+    "a wide layer": (
+        "llama", {"feed_forward_length": 2**31 - 1}, r"ffn_gate|no model"),
     "a token of another vocabulary": (
-        {"tokenizer.ggml.padding_token_id": 263}, "padding_token_id in"),
-    "no base": ({"rope.freq_base": 0.0}, "rope.freq_base to 0.0"),
-    "an epsilon in words": (
-        {"attention.layer_norm_rms_epsilon": "small"}, "expected a positive number"),
+        "llama", {"tokenizer.ggml.padding_token_id": 263}, "padding_token_id in"),
+    "no base": ("llama", {"rope.freq_base": 0.0}, "rope.freq_base to 0.0"),
+    "an epsilon in words": ("llama", {"attention.layer_norm_rms_epsilon": "small"},
+        "expected a positive number"),
+    "a window of llama": (
+        "llama", {"attention.sliding_window": 7}, "sliding_window to 7"),
+    "no window of phi3": (
+        "phi3", {"attention.sliding_window": "7"}, r"phi3\.attention\.sliding_window"),
+    "a longer context of phi3": (
+        "phi3", extra("rope_factors_long.weight", 8), "rope_factors_long.*no use"),
+    "other factors": ("llama", factors(*LLAMA3[:-2], 7.0, LLAMA3[-1]),
+        "divides its rotary frequencies"),
+    "factors with a scaling": (
+        "llama", factors(*LLAMA3) | LINEAR, "frequencies by 'linear'"),
+    "factors of qwen3": ("qwen3", factors(*LLAMA3), "rope_freqs.weight.*no use"),
+    "a bias": (
+        "llama", extra("blk.0.attn_q.bias", 64), r"blk\.0\.attn_q\.bias.*no use"),
+    "a norm of heads": ("stablelm", extra("blk.0.attn_q_norm.weight", 4, 16),
+        r"attn_q_norm\.weight.*no use"),
+    "no cut": ("llama", {"pre": ""}, "does not say how its tokenizer cuts"),
+    "a guessed cut": (
+        "llama", {"pre": "default"}, "does not say how its tokenizer cuts"),
+    "an unknown cut": (
+        "llama", {"pre": "deepseek-llm"}, "the rule 'deepseek-llm'"),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("fields", "words"), REFUSED.values(), ids=REFUSED)
-def test_settings_that_change_the_model_are_refused_by_name(fields, words, tmp_path):
-    model = make(tmp_path / "model", "llama")
-    file = write(tmp_path / "model.gguf", "llama", model, **fields)
+@pytest.mark.parametrize(
+    ("architecture", "fields", "words"), REJECTED.values(), ids=REJECTED
+)
+def test_convert_rejects_what_changes_the_model(architecture, fields, words, tmp_path):
+    model = make(tmp_path / "model", architecture)
+    file = write(tmp_path / "model.gguf", architecture, model, **fields)
     with pytest.raises(InvalidInput, match=words) as refusal:
         ours.convert(file, tmp_path / "out")
     assert str(file) in str(refusal.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "model.gguf"]
 
 
-def test_a_tensor_without_a_use_is_refused_by_name(tmp_path):
-    model = make(tmp_path / "model", "llama")
-    more = [("blk.0.attn_q.bias", np.zeros(64, np.float32))]
-    file = write(tmp_path / "model.gguf", "llama", model, more=more)
-    with pytest.raises(InvalidInput, match=r"blk\.0\.attn_q\.bias.*no use"):
+def test_phi3_without_word_of_its_window_is_rejected(tmp_path):
+    """Older files have none, and their readers guess."""
+    model = make(tmp_path / "model", "phi3")
+    model.config.sliding_window = None
+    file = write(tmp_path / "model.gguf", "phi3", model)
+    with pytest.raises(InvalidInput, match=r"phi3\.attention\.sliding_window in"):
+        read_config(file)
+
+
+@pytest.mark.parametrize("architecture", ["mamba", "gemma", "olmo2", "command-r"])
+def test_convert_rejects_other_architectures_by_name(architecture, tmp_path):
+    file = write_norm(tmp_path / "model.gguf", 8, architecture)
+    words = f"'{architecture}'.*expected one of llama, qwen2"
+    with pytest.raises(InvalidInput, match=words):
         ours.convert(file, tmp_path / "out")
-
-
-def test_another_architecture_is_refused_by_name(tmp_path):
-    writer = GGUFWriter(tmp_path / "model.gguf", "mamba")
-    writer.add_tensor("token_embd.weight", np.zeros((4, 4), np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    with pytest.raises(InvalidInput, match=r"'mamba'.*expected one of llama, qwen2"):
-        ours.convert(tmp_path / "model.gguf", tmp_path / "out")
 
 
 def test_too_little_memory_is_refused_before_anything_is_written(tmp_path):
@@ -697,18 +494,6 @@ def small(tmp_path_factory):
     return write(folder / "model.gguf", "llama", model, Kind.Q8_0)
 
 
-def test_a_file_that_is_cut_is_refused_wherever(small, tmp_path):
-    content, cut = small.read_bytes(), tmp_path / "cut.gguf"
-    draw = random.Random(5)
-    tensors = ours.read_gguf(small).tensors.values()
-    last = max(tensor.start + tensor.nbytes for tensor in tensors)
-    places = {*range(64), *draw.sample(range(last), 200), last - 1}
-    for length in places:
-        cut.write_bytes(content[:length])
-        with pytest.raises(InvalidInput, match=r"cut\.gguf"):
-            ours.read_gguf(cut)
-
-
 def retyped(content, name, kind):
     """The file with another type for one tensor, as its table gives it."""
     number_of_dimensions = content.index(name) + len(name)
@@ -722,14 +507,14 @@ def test_read_gguf_rejects_tensor_with_another_type(small, tmp_path, name, kind)
     altered = tmp_path / "altered.gguf"
     altered.write_bytes(retyped(small.read_bytes(), name, kind))
     with pytest.raises(InvalidInput, match=r"altered\.gguf"):
-        ours.read_gguf(altered)
+        read_gguf(altered)
 
 
-def write_norm(path, weights, **alignment):
+def write_norm(path, weights, architecture="llama", alignment=None):
     """A file of one vector."""
-    writer = GGUFWriter(path, "llama")
-    for value in alignment.values():
-        writer.add_int64("general.alignment", value)
+    writer = GGUFWriter(path, architecture)
+    if alignment is not None:
+        writer.add_int64("general.alignment", alignment)
     writer.add_tensor("norm", np.ones(weights, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -741,10 +526,10 @@ def write_norm(path, weights, **alignment):
 def test_read_gguf_rejects_smaller_type_that_is_padded_to_the_same_end(tmp_path):
     """Eight weights of float32 take 32 bytes; in float16, 16 and up to 16 of zeros."""
     file = write_norm(tmp_path / "norm.gguf", 8)
-    assert ours.read_gguf(file).tensors["norm"].shape == (8,)
+    assert read_gguf(file).tensors["norm"].shape == (8,)
     file.write_bytes(retyped(file.read_bytes(), b"norm", Kind.F16))
     with pytest.raises(InvalidInput, match="not zeros"):
-        ours.read_gguf(file)
+        read_gguf(file)
 
 
 @pytest.mark.parametrize("more", [1, 31, 32, 33, 8 * 2**30])
@@ -757,41 +542,33 @@ def test_read_gguf_rejects_data_after_last_tensor(small, tmp_path, more):
             file.seek(len(content) + more - 1)
             file.write(last_byte)
         with pytest.raises(InvalidInput, match="last tensor"):
-            ours.read_gguf(longer)
+            read_gguf(longer)
 
 
 def test_read_gguf_takes_last_tensor_with_and_without_its_padding(tmp_path):
     file = write_norm(tmp_path / "norm.gguf", 5)
-    whole, content = ours.read_gguf(file), file.read_bytes()
+    whole, content = read_gguf(file), file.read_bytes()
     end = whole.tensors["norm"].start + whole.tensors["norm"].nbytes
     assert end < len(content)
     file.write_bytes(content[:end])
-    assert ours.read_gguf(file).tensors == whole.tensors
+    assert read_gguf(file).tensors == whole.tensors
+
+
+@pytest.mark.parametrize("kind", [0, 8], ids=["numbers", "texts"])
+@pytest.mark.parametrize("length", [2**21, 2**62])
+def test_read_gguf_rejects_array_longer_than_the_file(tmp_path, kind, length):
+    file = tmp_path / "array.gguf"
+    head = struct.pack("<4sIQQQ1sIIQ", b"GGUF", 3, 0, 1, 1, b"a", 9, kind, length)
+    file.write_bytes(head)
+    with pytest.raises(InvalidInput, match="announces"):
+        read_gguf(file)
 
 
 @pytest.mark.parametrize("alignment", [0, 3, 2**21, 2**31, -32])
 def test_read_gguf_rejects_alignment_that_is_no_small_power_of_two(tmp_path, alignment):
     file = write_norm(tmp_path / "norm.gguf", 5, alignment=alignment)
     with pytest.raises(InvalidInput, match="aligns"):
-        ours.read_gguf(file)
-
-
-def test_no_altered_head_gives_anything_but_a_refusal(small, tmp_path):
-    """Bytes of the head are replaced; what passes is a file of the same tensors."""
-    content, altered = small.read_bytes(), tmp_path / "altered.gguf"
-    whole = ours.read_gguf(small)
-    head = min(tensor.start for tensor in whole.tensors.values())
-    draw = random.Random(7)
-    passed = 0
-    for _ in range(400):
-        changed = bytearray(content)
-        for _ in range(draw.randint(1, 4)):
-            changed[draw.randrange(head)] = draw.choice((0, 1, 0x7F, 0xFF, 9, 8))
-        altered.write_bytes(changed)
-        with suppress(InvalidInput):
-            ours.read_config(ours.read_gguf(altered))
-            passed += 1
-    assert passed < 300
+        read_gguf(file)
 
 
 def test_a_failure_leaves_nothing_and_the_next_run_starts_anew(
@@ -822,32 +599,14 @@ def assert_judged_the_same(file, model):
 @pytest.mark.parametrize("architecture", ours.ARCHITECTURES)
 def test_llama_cpp_computes_the_same(architecture, tmp_path):
     """Needs `pip install llama-cpp-python`, which is built from source."""
-    # It leaves Phi-3's windows out, and norms of heads where layers are fewer than 64.
-    changes = {"phi3": {"sliding_window": 64}, "command-r": {"use_qk_norm": False}}
+    # It leaves Phi-3's windows out.
+    changes = {"phi3": {"sliding_window": 64}}
     model = make(tmp_path / "model", architecture, **changes.get(architecture, {}))
     file = write(tmp_path / "model.gguf", architecture, model)
     theirs = assert_judged_the_same(file, model)
     ours.convert(file, tmp_path / "out")
     tokenizer = read_tokenizer(tmp_path / "out")
     assert tokenizer(TEXT)["input_ids"] == theirs.tokenize(TEXT.encode(), False)
-
-
-@pytest.mark.proof
-def test_llama_cpp_computes_the_same_with_factors(tmp_path):
-    """Of 1,024 positions the first 512: it has room for 256 of them at least."""
-    first = {"original_max_position_embeddings": 512}
-    factors = {f"{name}_factor": each.tolist() for name, each in FACTORS.items()}
-    rope = {"rope_type": "longrope", "rope_theta": 1e4, **factors, **first}
-    model = make(
-        tmp_path / "model", "phi3", sliding_window=2048, rope_parameters=rope,
-        max_position_embeddings=1024, **first,
-    )  # fmt: skip
-    fields = {"rope.scaling.original_context_length": 512}
-    rule = math.sqrt(1 + math.log(2) / math.log(512))
-    file = write_longer(tmp_path / "model.gguf", model, rule, **fields)
-    assert_judged_the_same(file, model)
-    config = ours.read_config(ours.read_gguf(file))
-    assert config.rope_parameters["rope_type"] == "longrope"
 
 
 @pytest.mark.proof

@@ -408,7 +408,7 @@ def test_a_split_head_takes_other_types_and_another_road(
     made = tiny.plan_split(tmp_path, resident, ring, host, context=24, pass_tokens=9)
     with StreamedModel(tmp_path, made) as twin:
         assert tiny.agree(twin, model, vocab=tiny.WORDS)
-        assert (twin._host is None) == (host is None)
+        assert (twin.source.host is None) == (host is None)
 
 
 @pytest.mark.parametrize("options", [
@@ -444,13 +444,14 @@ def test_a_split_head_is_read_once_a_token_beside_the_rows(tmp_path, resident):
     with StreamedModel(tmp_path, made) as twin:
         cache = twin.new_cache()
         twin.step(tiny.tokens(0, 1, 1, tiny.WORDS), cache)
-        twin._turning().settle()
+        ring = twin.source.ring
+        ring.settle()
         before = twin.bytes_read
-        twin._turning().rewind()
+        ring.rewind()
         twin.step(tiny.tokens(1, 1, 1, tiny.WORDS), cache)
-        twin._turning().settle()
+        ring.settle()
         read = twin.bytes_read - before - row
-        ahead = sum(map(twin._opened().read_bytes, twin._turning().layers[:2]))
+        ahead = sum(map(twin.source.store.read_bytes, ring.layers[:2]))
     assert read == pytest.approx(made.bytes_per_step + ahead, rel=0.02)
 
 
@@ -464,7 +465,7 @@ def test_a_token_of_another_tokenizer_is_refused(tmp_path, place):
     tiny.write_wide(tmp_path)
     with StreamedModel(tmp_path, place(tmp_path, context=8)) as twin:
         for token in (tiny.WORDS, -1):
-            with pytest.raises(InvalidInput, match="use its own tokenizer"):
+            with pytest.raises(InvalidInput, match="expected tokens from 0 to 5002"):
                 twin.step(torch.tensor([[token]]), None)
         assert twin.step(torch.tensor([[tiny.WORDS - 1]]), None).isfinite().all()
 

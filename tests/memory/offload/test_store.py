@@ -25,6 +25,7 @@ from thesis_lib.memory.model.checkpoint import (
     split_name,
 )
 from thesis_lib.memory.offload import store as module
+from thesis_lib.memory.offload import weight_file
 from thesis_lib.memory.offload.store import SafetensorsStore, StoreDamaged
 from thesis_lib.memory.offload.transfer import read_tensors, views
 
@@ -94,7 +95,7 @@ def read_in_many_chunks(monkeypatch):
 
 
 def read_buffered(monkeypatch):
-    monkeypatch.setattr(module._File, "_open_direct", lambda self: None)
+    monkeypatch.setattr(weight_file.WeightFile, "_open_direct", lambda self: None)
 
 
 def refuse_to_open(monkeypatch):
@@ -105,7 +106,7 @@ def refuse_to_open(monkeypatch):
             raise OSError(22, "Invalid argument")
         return real(path, flags, *rest)
 
-    monkeypatch.setattr(module.os, "open", open_)
+    monkeypatch.setattr(weight_file.os, "open", open_)
 
 
 def refuse_to_read(monkeypatch):
@@ -116,7 +117,7 @@ def refuse_to_read(monkeypatch):
             raise OSError(22, "Invalid argument")
         return real(descriptor, buffers, offset)
 
-    monkeypatch.setattr(module.os, "preadv", preadv)
+    monkeypatch.setattr(weight_file.os, "preadv", preadv)
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ class WeightFormat:
         """What computes with that in the place of `dense`, on the meta device.
 
         The names, types and shapes of its state are those of `matrix_entries` and of
-        the bias, and `torch.func.functional_call` lends it tensors of a store. What its
+        the bias, and a streamed model puts tensors of a store in their place. What its
         kernel takes within an operator a `PackedLinear` says.
         """
         return dense
@@ -248,7 +248,7 @@ def stored_tensors(
 
 
 class PackedLinear(nn.Module):
-    """A linear layer over stored tensors, which `functional_call` puts in their place.
+    """A linear layer over stored tensors, which a streamed model puts in their place.
 
     Its state, on the meta device until then, is `entries` and the bias of `dense`.
     """

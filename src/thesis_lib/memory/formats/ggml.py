@@ -36,7 +36,8 @@ from thesis_lib.memory.formats.base import (
 )
 from thesis_lib.memory.formats.bitplanes import most_threads, restore, round_words
 from thesis_lib.memory.model.checkpoint import Entry
-from thesis_lib.memory.model.gguf import WORK_PER_WEIGHT, convert, is_decoded
+from thesis_lib.memory.model.gguf import WORK_PER_WEIGHT, convert
+from thesis_lib.memory.model.gguf_file import is_decoded
 from thesis_lib.memory.model.linears import linears
 
 Types = Sequence[Mapping[str, str]]  # by layer: the type of each matrix in blocks

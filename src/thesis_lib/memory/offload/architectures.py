@@ -264,8 +264,8 @@ class RowTable(nn.Module):
 class SplitHead(nn.Module):
     """An output head of which one part after the other is there.
 
-    `lend` gives part number k, (rows, hidden), for the time of its product; without it
-    the parts are those of the head's own weight.
+    `open_part` gives part number k, (rows, hidden), for the time of its product;
+    without it the parts are those of the head's own weight.
     """
 
     multiply = staticmethod(nn.functional.linear)
@@ -274,12 +274,12 @@ class SplitHead(nn.Module):
         self,
         head: nn.Linear,
         parts: int,
-        lend: Callable[[int], AbstractContextManager[Tensor]] | None = None,
+        open_part: Callable[[int], AbstractContextManager[Tensor]] | None = None,
     ) -> None:
         super().__init__()
         self.weight, self.bias = head.weight, head.bias
         self._bounds = head_bounds(head.out_features, parts)
-        self._lend = lend or self._own
+        self._open_part = open_part or self._own
 
     def _own(self, part: int) -> AbstractContextManager[Tensor]:
         return nullcontext(self.weight[self._bounds[part] : self._bounds[part + 1]])
@@ -289,7 +289,7 @@ class SplitHead(nn.Module):
         logits = states.new_empty(len(states), self._bounds[-1])
         for part, (first, end) in enumerate(pairwise(self._bounds)):
             bias = None if self.bias is None else self.bias[first:end]
-            with self._lend(part) as weight:
+            with self._open_part(part) as weight:
                 logits[:, first:end] = self.multiply(states, weight, bias)
         return logits.unflatten(0, input.shape[:-1])
 
@@ -298,11 +298,12 @@ def split_tables(
     model: Any,
     parts: int,
     fetch: Callable[[Tensor], Tensor],
-    lend: Callable[[int], AbstractContextManager[Tensor]] | None = None,
+    open_part: Callable[[int], AbstractContextManager[Tensor]] | None = None,
 ) -> None:
     """Let a model do without its tables of tokens: a `RowTable` and a `SplitHead`."""
     model.set_input_embeddings(RowTable(model.get_input_embeddings(), fetch))
-    model.set_output_embeddings(SplitHead(model.get_output_embeddings(), parts, lend))
+    head = SplitHead(model.get_output_embeddings(), parts, open_part)
+    model.set_output_embeddings(head)
 
 
 def multiply_by(model: nn.Module, multiply: Callable[..., Tensor]) -> None:

@@ -1,23 +1,21 @@
 """A model larger than the device: its layers stream through a fixed ring of buffers.
 
-Composition, not hooks: the stack of a transformers model is filled with layers that
-own no weights and are lent them for the time of a call, as views of the staging
-buffer that holds the layer now. Everything else is transformers' own forward and its
-own `generate`.
+Composition, not hooks: each layer in the stack of a transformers model enters the
+context `layer` of its owner for the time of a call, in which its parameters are views
+of the staging buffer that holds the layer. Everything else is transformers' own forward
+and its own `generate`.
 """
 
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from contextlib import AbstractContextManager, contextmanager
 from itertools import cycle
 from pathlib import Path
 from typing import Any, Self, Unpack
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.functional import linear
 from transformers import DynamicCache
 
@@ -43,31 +41,19 @@ from thesis_lib.memory.offload.footprint import Footprint, footprint
 from thesis_lib.memory.offload.measure import DeviceBudget, Span
 from thesis_lib.memory.offload.peak_memory import dry_run
 from thesis_lib.memory.offload.plan import ASSUMED_DISK_BYTES_PER_S, MemoryPlan, place
-from thesis_lib.memory.offload.store import (
-    HEAD,
-    PendingRead,
-    SafetensorsStore,
-    Seconds,
-    StoreDamaged,
-)
-from thesis_lib.memory.offload.transfer import (
-    Cuda,
-    Device,
-    Ring,
-    StagingBuffer,
-    ThroughHost,
-    find_device,
-    views,
-)
+from thesis_lib.memory.offload.source import StoredLayers, Weights
+from thesis_lib.memory.offload.store import HEAD, SafetensorsStore, StoreDamaged
+from thesis_lib.memory.offload.transfer import Ring, find_device
 
-Weights = dict[str, Tensor]  # of a layer, by the names of its parameters
+Layers = Callable[[int], AbstractContextManager[Weights]]
 
 _NEW_TOKENS = 20  # that transformers generates where nothing says how many
 _ROWS = 64  # compared at a time
+_CLOSED = "the streamed model is closed: use it inside `with StreamedModel(…)`"
 
 
-class _Lent(nn.Module):
-    """A decoder layer without weights, which are lent to it for the time of a call."""
+class _StreamedLayer(nn.Module):
+    """A decoder layer whose weights are in it for the time of a call."""
 
     def __init__(self, layer: nn.Module, number: int, owner: "StreamedModel") -> None:
         super().__init__()
@@ -75,10 +61,13 @@ class _Lent(nn.Module):
         self._owner = (owner,)  # not a module: hidden from parameters() and the like
 
     def forward(self, hidden: Tensor, *args: Any, **options: Any) -> Any:
-        with self._owner[0]._lend(self.number, hidden, options.get("cache")) as weights:
-            if not weights:  # they are in their place
-                return self.layer(hidden, *args, **options)
-            return functional_call(self.layer, weights, (hidden, *args), options)
+        (owner,) = self._owner
+        if self.number == 0:
+            cache = options.get("cache")
+            past = 0 if cache is None else cache.get_seq_length()
+            owner._admit(hidden.shape[0], hidden.shape[1], past)
+        with owner._layers(self.number):
+            return self.layer(hidden, *args, **options)
 
 
 class StreamedModel:
@@ -127,20 +116,35 @@ class StreamedModel:
             f"the plan has no host memory, without which nothing reaches {device}: "
             "plan with host_bytes",
         )
-        self.stall_s = 0.0  # time that computing has waited for reading
         self._verify = verify
-        self._still = False  # whether steps compute without reading
-        self._spans: list[Span] | None = None
-        self._asks: Callable[[int], Weights] | None = None  # who lends, if others do
-        self._product: Callable[..., Tensor] = linear
-        self._let_go()
+        self._source: StoredLayers | None = None
+        self._model: Any = None
+        self._modules: list[nn.Module] = []  # the decoder layers
+        self._layers: Layers = self.layer
+        self._multiply: Callable[..., Tensor] = linear
 
     def __enter__(self) -> Self:
+        store = SafetensorsStore(self.folder, verify=self._verify)
         try:
-            self._open()
+            store.require_geometry(self.spec)
+            require(
+                self.device.type == "cpu" or not store.weights.needs_processor,
+                f"{self.folder} holds {store.kind} weights, which a processor restores "
+                f"and {self.device} cannot: stream them on device='cpu', or write them "
+                "in bfloat16 or NF4",
+            )
+            model = skeleton(read_config(self.folder), store.weights)
+            self._check(store, model)
+            self._modules = list(stack(model)[1])
+            self._source = StoredLayers(
+                store, self.plan, self.device, self._names(store)
+            )
+            self._fill(model)
         except BaseException:
+            store.close()
             self.close()
             raise
+        self._model = model
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -148,75 +152,19 @@ class StreamedModel:
 
     def close(self) -> None:
         """Wait for reads in flight, close the files and give the memory back."""
-        if self._ring is not None:
-            self._ring.settle()
-        for owner in (self._host, self._store):
-            if owner is not None:
-                owner.close()
-        self._let_go()
+        if self._source is not None:
+            self._source.close()
+        self._source = self._model = None
+        self._modules = []
 
-    def _let_go(self) -> None:
-        """Hold nothing: views keep their buffers alive, so let go of both."""
-        self._store: SafetensorsStore | None = None
-        self._host: ThroughHost | None = None  # on the way to another device
-        self._ring: Ring[StagingBuffer] | None = None
-        self._slots: list[StagingBuffer] = []
-        self._resident: dict[int, StagingBuffer] = {}
-        self._views: dict[tuple[int, int], Weights] = {}
-        self._model: Any = None
-
-    def _open(self) -> None:
-        plan = self.plan
-        store = self._store = SafetensorsStore(self.folder, verify=self._verify)
-        store.require_geometry(self.spec)
-        require(
-            self.device.type == "cpu" or not store.weights.needs_processor,
-            f"{self.folder} holds {store.kind} weights, which a processor restores and "
-            f"{self.device} cannot: stream them on device='cpu', or write them in "
-            "bfloat16 or NF4",
-        )
-        config = read_config(self.folder)
-        model = skeleton(config, store.weights)
-        self._check(store, model)
-        device = Device() if self.device.type == "cpu" else Cuda(self.device)
-        tiers = {i: plan.tier(i) for i in range(plan.parts)}
-        if plan.host_layers + plan.host_buffers:
-            kept = [i for i, tier in tiers.items() if tier == "host"]
-            sizes = plan.host_buffers, plan.staging_bytes
-            self._host = ThroughHost(store, device, kept, *sizes)
-        outer = StagingBuffer(store.nbytes(NON_LAYER), self.device)
-        self._resident = {
-            layer: StagingBuffer(store.nbytes(layer), self.device)
-            for layer, tier in tiers.items()
-            if tier == "device"
+    def _names(self, store: SafetensorsStore) -> dict[int, dict[str, str]]:
+        """The names of the parameters of each layer by those in the files."""
+        names = {
+            number: renamed(store, number, dict(layer.state_dict()))
+            for number, layer in enumerate(self._modules)
         }
-        ring = [
-            StagingBuffer(plan.staging_bytes, self.device) for _ in range(plan.ring)
-        ]
-        self._slots = [outer, *self._resident.values(), *ring]
-        reads = [
-            self._bring(store, device, layer, slot)
-            for layer, slot in {NON_LAYER: outer, **self._resident}.items()
-        ]
-        for read in reads:
-            read.wait()
-        self._attach(store, model, outer)
-        self._model = model
-        streamed = [i for i, tier in tiers.items() if tier != "device"]
-        self._ring = Ring(streamed, ring, self._fetch)
-
-    def _bring(
-        self, store: SafetensorsStore, device: Device, layer: int, slot: StagingBuffer
-    ) -> PendingRead:
-        """Start to read what will stay on the device."""
-        if slot.memory is not None:
-            return store.read_layer(layer, slot.memory)
-        memory = allocate(store.nbytes(layer))
-        read = store.read_layer(layer, memory)
-        read.wait()
-        source = torch.frombuffer(memory, dtype=torch.uint8)
-        device.finish(device.copy(slot.tensor, source, device.mark()))
-        return read
+        heads = range(self.spec.layers, self.plan.parts)
+        return names | {number: {HEAD: HEAD} for number in heads}
 
     def _check(self, store: SafetensorsStore, model: Any) -> None:
         """Refuse files that are not those of the plan and of the architecture."""
@@ -235,37 +183,34 @@ class StreamedModel:
                 f"the head of {folder} has {found} parts, the plan {plan.head_parts}: "
                 "make the plan with plan_checkpoint",
             )
-        if (
-            needed > plan.staging_bytes
-            or store.nbytes(NON_LAYER) > plan.non_layer_bytes
-        ):
-            raise InvalidInput(
-                f"a layer of {folder} needs a buffer of {format_size(needed)}, "
-                f"the plan has {format_size(plan.staging_bytes)}: make the plan with "
-                "plan_checkpoint, which knows the sizes in the files"
-            )
+        outer = store.nbytes(NON_LAYER)
+        require(
+            needed <= plan.staging_bytes and outer <= plan.non_layer_bytes,
+            f"a layer of {folder} needs a buffer of {format_size(needed)}, the plan "
+            f"has {format_size(plan.staging_bytes)}: make the plan with "
+            "plan_checkpoint, which knows the sizes in the files",
+        )
 
-    def _attach(
-        self, store: SafetensorsStore, model: Any, outer: StagingBuffer
-    ) -> None:
-        """Give the model its outer weights, and layers that borrow theirs."""
+    def _fill(self, model: Any) -> None:
+        """Give the model its outer weights, and layers whose weights come and go."""
         prefix, layers = stack(model)
         outside = {
             name: tensor
             for name, tensor in model.named_parameters()
             if not name.startswith(f"{prefix}.")
         }
-        names = renamed(store, NON_LAYER, outside)
-        tensors = views(store, NON_LAYER, outer.tensor)
-        for name, view in tensors.items():
+        source = self.source
+        names = renamed(source.store, NON_LAYER, outside)
+        for name, view in source.outer.items():
             if name in names:
                 _assign(model, names[name], nn.Parameter(view, requires_grad=False))
         if self.plan.head_parts:
-            split_tables(model, self.plan.head_parts, self._rows, self._lend_head)
+            split_tables(model, self.plan.head_parts, self._rows, self._head)
         elif self.spec.tied:
             table = model.get_input_embeddings().weight
+            head = source.outer.get(TIED_HEAD)
             require(
-                TIED_HEAD not in tensors or _are_equal(tensors[TIED_HEAD], table),
+                head is None or _are_equal(head, table),
                 f"{TIED_HEAD} of {self.folder} is not its token table, although its "
                 "config.json says that the two are tied: set tie_word_embeddings to "
                 "what the model was trained with",
@@ -274,52 +219,23 @@ class StreamedModel:
         for name, table in list(model.named_buffers()):
             if not name.startswith(f"{prefix}."):
                 _assign(model, name, table.to(self.device))
-        self._names = {
-            number: renamed(store, number, dict(layer.state_dict()))
-            for number, layer in enumerate(layers)
-        }
-        for part in range(self.plan.head_parts):
-            self._names[self.spec.layers + part] = {HEAD: HEAD}
-        multiply_by(model, self._multiply)
-        self._layers = list(layers)
+        multiply_by(model, lambda *operands: self._multiply(*operands))
         for number, layer in enumerate(layers):
-            layers[number] = _Lent(layer, number, self)
+            layers[number] = _StreamedLayer(layer, number, self)
         model.generation_config = read_generation(self.folder, model.config)
 
-    def _fetch(self, layer: int, slot: StagingBuffer) -> PendingRead:
-        if self._host is not None:
-            read = self._host.fetch(layer, slot)
-        else:
-            assert slot.memory is not None  # as __init__ has seen to
-            read = self._opened().read_layer(layer, slot.memory)
-        return PendingRead(partial(self._await, read, layer))
-
-    def _await(self, read: PendingRead, layer: int) -> Seconds:
-        """Wait for a read, and note how long."""
-        start = time.perf_counter()
-        span = read.wait()
-        end = time.perf_counter()
-        self.stall_s += end - start
-        self._note("read", layer, *span)
-        self._note("wait", layer, start, end)
-        return span
-
-    def _opened(self) -> SafetensorsStore:
-        if self._store is None:
-            raise InvalidInput(
-                "the streamed model is closed: use it inside `with StreamedModel(…)`"
-            )
-        return self._store
-
-    def _turning(self) -> Ring[StagingBuffer]:
-        self._opened()
-        assert self._ring is not None
-        return self._ring
+    @property
+    def source(self) -> StoredLayers:
+        """Where the weights come from. Raises InvalidInput once the model is closed."""
+        if self._source is None:
+            raise InvalidInput(_CLOSED)
+        return self._source
 
     @property
     def model(self) -> Any:
         """The transformers model whose layers are streamed."""
-        self._opened()
+        if self._model is None:
+            raise InvalidInput(_CLOSED)
         return self._model
 
     @property
@@ -330,17 +246,21 @@ class StreamedModel:
     @property
     def bytes_read(self) -> int:
         """Bytes asked of the disk so far."""
-        return self._opened().bytes_read
+        return self.source.store.bytes_read
+
+    @property
+    def stall_s(self) -> float:
+        """Seconds that computing has waited for reading."""
+        return self.source.stall_s
 
     @property
     def mode(self) -> str:
         """How the disk is read: "direct" or "buffered"."""
-        return self._opened().mode
+        return self.source.store.mode
 
     def charge(self, budget: DeviceBudget) -> None:
         """Count the buffers, which were allocated before the meter could see them."""
-        budget.charge(*(slot.tensor for slot in self._slots))
-        budget.charge(*map(torch.from_numpy, self._opened().scratch.buffers))
+        self.source.charge(budget)
         budget.charge(*self.model.buffers())
 
     def new_cache(self) -> DynamicCache:
@@ -359,21 +279,13 @@ class StreamedModel:
 
         `keep` asks for the last positions only, (b, keep, vocab).
         """
-        self._opened()
-        require(
-            tokens.ndim == 2 and tokens.numel() > 0,
-            f"tokens have shape {tuple(tokens.shape)}: expected (batch, tokens)",
-        )
-        require(
-            bool(((tokens >= 0) & (tokens < self.spec.vocab)).all()),
-            f"tokens reach beyond the {self.spec.vocab} that {self.folder} knows: use "
-            "its own tokenizer",
-        )
+        model = self.model
+        self._require_tokens(tokens)
         keep = tokens.shape[1] if keep is None else keep
         past = 0 if cache is None else cache.get_seq_length()
         self._admit(tokens.shape[0], tokens.shape[1], past, keep)
         options = {} if cache is None else {"cache": cache}
-        return self._model(
+        return model(
             tokens, use_cache=cache is not None, logits_to_keep=keep, **options
         ).logits
 
@@ -394,28 +306,30 @@ class StreamedModel:
         A prompt longer than a pass of the plan goes in several. Raises InvalidInput,
         with nothing written, where prompt and answer may be longer than the context.
         """
-        self._opened()
+        model = self.model
         require(
             self.plan.generating,
             "the plan covers single steps, not generate: make it with generating=True",
         )
-        vocab = self.spec.vocab
-        require(
-            input_ids.ndim == 2
-            and input_ids.numel() > 0
-            and not input_ids.is_floating_point(),
-            f"input_ids are {input_ids.dtype} of shape {tuple(input_ids.shape)}: "
-            "expected numbers of tokens, (sequences, positions), one at least",
-        )
-        require(
-            bool(((input_ids >= 0) & (input_ids < vocab)).all()),
-            f"input_ids reach from {int(input_ids.min())} to {int(input_ids.max())}: "
-            f"expected tokens from 0 to {vocab - 1}",
-        )
+        self._require_tokens(input_ids)
         self._require_room(input_ids.shape[1], options)
         if input_ids.shape[1] > self.plan.pass_tokens:
             options = {"prefill_chunk_size": self.plan.pass_tokens} | options
-        return self._model.generate(input_ids, **options)
+        return model.generate(input_ids, **options)
+
+    def _require_tokens(self, tokens: Tensor) -> None:
+        last = self.spec.vocab - 1
+        require(
+            tokens.ndim == 2 and tokens.numel() > 0 and not tokens.is_floating_point(),
+            f"tokens are {tokens.dtype} of shape {tuple(tokens.shape)}: expected "
+            "numbers of tokens, (sequences, positions), one at least",
+        )
+        least, most = int(tokens.min()), int(tokens.max())
+        require(
+            least >= 0 and most <= last,
+            f"tokens reach from {least} to {most}: expected tokens from 0 to {last}, "
+            f"of the tokenizer of {self.folder}",
+        )
 
     def _require_room(self, prompt_tokens: int, options: Mapping[str, Any]) -> None:
         """Refuse what may leave the plan when half of it is written."""
@@ -435,145 +349,51 @@ class StreamedModel:
             "max_new_tokens, or make the plan for a longer context",
         )
 
-    def drain(self) -> None:
-        """The reads of one step through the same ring, without computing."""
-        ring = self._turning()
-        if not ring.at_start:
-            ring.rewind()
-        with self._alive():
-            for layer in ring.layers:
-                with ring.hold(layer):
-                    continue
+    @contextmanager
+    def layer(self, number: int) -> Iterator[Weights]:
+        """Hold the weights of a layer, or of a part of a split head, in its turn.
+
+        Those of a decoder layer are in its module meanwhile, for all that compute with
+        it. Layers come in order, from the first of a pass to the last. Raises
+        StoreDamaged, and closes the model, for a file that is not what it was.
+        """
+        with self._closed_by_damage(), self.source.layer(number) as weights:
+            if number >= self.spec.layers:
+                yield weights
+                return
+            module = self._modules[number]
+            before = {name: _assign(module, name, weights[name]) for name in weights}
+            try:
+                yield weights
+            finally:
+                for name, tensor in before.items():
+                    _assign(module, name, tensor)
 
     @contextmanager
-    def without_reading(self) -> Iterator[None]:
-        """Steps in here compute with what the buffers happen to hold.
+    def using(self, layers: Layers, multiply: Callable[..., Tensor]) -> Iterator[None]:
+        """Let steps take layers from `layers` instead of `layer`.
 
-        The arithmetic of a step alone, as `drain` is its reading: for its seconds,
-        never for its answers.
+        `multiply` computes all products of a row or more with a matrix; it is called as
+        torch's `linear`.
         """
-        self._turning().settle()
-        self._still = True
+        self._layers, self._multiply = layers, multiply
         try:
             yield
         finally:
-            self._still = False
+            self._layers, self._multiply = self.layer, linear
 
     @contextmanager
-    def timeline(self) -> Iterator[list[Span]]:
-        """A list that fills with what is read, computed and waited for meanwhile.
-
-        On another device than the processor every layer is then waited for, so that
-        its seconds are its own.
-        """
-        spans: list[Span] = []
-        self._spans = spans
-        try:
-            yield spans
-        finally:
-            self._spans = None
-
-    def _note(self, kind: Any, layer: int, start_s: float, end_s: float) -> None:
-        if self._spans is not None:
-            self._spans.append(Span(kind, layer, start_s, end_s))
-
-    @contextmanager
-    def _lend(
-        self, layer: int, hidden: Tensor, cache: DynamicCache | None
-    ) -> Iterator[Weights]:
-        """The weights of `layer` while it computes."""
-        if layer == 0:
-            past = 0 if cache is None else cache.get_seq_length()
-            self._admit(hidden.shape[0], hidden.shape[1], past)
-        with self._hold(layer) as weights:
-            yield weights
-
-    @contextmanager
-    def _lend_head(self, part: int) -> Iterator[Tensor]:
-        """A part of a split output head while it computes."""
-        with self._hold(self.spec.layers + part) as weights:
+    def _head(self, part: int) -> Iterator[Tensor]:
+        with self._layers(self.spec.layers + part) as weights:
             yield weights[HEAD]
 
     def _rows(self, tokens: Tensor) -> Tensor:
         """Rows of the token table, (n, hidden), read for `tokens`, (n,)."""
-        numbers = tokens.tolist()
-        rows = torch.empty((len(numbers), self.spec.hidden), dtype=self.config.dtype)
-        with self._alive():
-            self._opened().read_rows(numbers, rows.view(torch.uint8).numpy().data)
-        return rows.to(self.device)
+        with self._closed_by_damage():
+            return self.source.rows(tokens.tolist(), self.config.dtype)
 
     @contextmanager
-    def borrowing(
-        self, ask: Callable[[int], Weights], multiply: Callable[..., Tensor]
-    ) -> Iterator[None]:
-        """Steps in here ask for the weights of each layer instead of holding them.
-
-        Who is asked holds them, once for all that compute with them (`holding`), and
-        may have put them in their place (`placing`): then its answer has none. All
-        products of a row or more with a matrix are made by `multiply`.
-        """
-        self._asks, self._product = ask, multiply
-        try:
-            yield
-        finally:
-            self._asks, self._product = None, linear
-
-    def _multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return self._product(x, weight, bias)
-
-    @contextmanager
-    def placing(self, layer: int, weights: Weights) -> Iterator[Weights]:
-        """The weights of a layer are its own in here, whoever computes with it.
-
-        Yields what is still to be lent: nothing, or a part of the head.
-        """
-        if layer >= self.spec.layers:
-            yield weights
-            return
-        module = self._layers[layer]
-        before = {name: _assign(module, name, weights[name]) for name in weights}
-        try:
-            yield {}
-        finally:
-            for name, tensor in before.items():
-                _assign(module, name, tensor)
-
-    def _hold(self, layer: int) -> AbstractContextManager[Weights]:
-        if self._asks is not None:
-            return nullcontext(self._asks(layer))
-        return self.holding(layer)
-
-    @contextmanager
-    def holding(self, layer: int) -> Iterator[Weights]:
-        """The weights of a layer, or of a part of the head, in its turn.
-
-        A buffer is refilled as soon as its layer is done. An interrupted pass leaves
-        the ring between two layers; the next one starts it anew.
-        """
-        ring = self._turning()
-        if layer == 0 and not ring.at_start and not self._still:
-            ring.rewind()
-        with self._alive():
-            if layer in self._resident:
-                held = nullcontext(self._resident[layer])
-            elif self._still:
-                held = nullcontext(ring.buffers[layer % self.plan.ring])
-            else:
-                held = ring.hold(layer)
-            with held as slot, self._computing(layer):
-                yield self._weights(layer, slot)
-
-    @contextmanager
-    def _computing(self, layer: int) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        if self._spans is not None:
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            self._note("compute", layer, start, time.perf_counter())
-
-    @contextmanager
-    def _alive(self) -> Iterator[None]:
+    def _closed_by_damage(self) -> Iterator[None]:
         """Close the model for good when a file turns out to be damaged."""
         try:
             yield
@@ -581,31 +401,39 @@ class StreamedModel:
             self.close()
             raise
 
-    def _weights(self, layer: int, slot: StagingBuffer) -> Weights:
-        key = layer, id(slot)
-        if key not in self._views:
-            names = self._names[layer]
-            self._views[key] = {
-                names[name]: view
-                for name, view in views(self._opened(), layer, slot.tensor).items()
-                if name in names
-            }
-        return self._views[key]
+    def drain(self) -> None:
+        """Do the reads of one step through the same ring, without computing."""
+        with self._closed_by_damage():
+            self.source.drain()
+
+    def without_reading(self) -> AbstractContextManager[None]:
+        """Let steps compute with what the buffers happen to hold.
+
+        The arithmetic of a step alone, as `drain` is its reading: for its seconds,
+        never for its answers.
+        """
+        return self.source.without_reading()
+
+    def timeline(self) -> AbstractContextManager[list[Span]]:
+        """A list that fills with what is read, computed and waited for meanwhile.
+
+        On another device than the processor every layer is then waited for, so that
+        its seconds are its own.
+        """
+        return self.source.timeline()
 
     def _admit(self, batch: int, new: int, past: int, keep: int = 1) -> None:
         plan = self.plan
-        if (
-            batch > plan.batch
-            or new > plan.pass_tokens
-            or past + new > plan.context
-            or not 0 < keep <= min(new, plan.logit_tokens)
-        ):
-            raise InvalidInput(
-                f"a step of {batch} x {new} tokens after {past}, keeping the logits of "
-                f"{keep}, is outside the plan: batch {plan.batch}, "
-                f"{plan.pass_tokens} tokens a pass, context {plan.context}, logits of "
-                f"{plan.logit_tokens}; make a larger plan"
-            )
+        require(
+            batch <= plan.batch
+            and new <= plan.pass_tokens
+            and past + new <= plan.context
+            and 0 < keep <= min(new, plan.logit_tokens),
+            f"a step of {batch} x {new} tokens after {past}, keeping the logits of "
+            f"{keep}, is outside the plan: batch {plan.batch}, {plan.pass_tokens} "
+            f"tokens a pass, context {plan.context}, logits of {plan.logit_tokens}; "
+            "make a larger plan",
+        )
 
 
 def _are_equal(one: Tensor, other: Tensor) -> bool:

@@ -345,21 +345,11 @@ def place(
     staging, parts = needs.staging_bytes, spec.layers + needs.head_parts
     ring = min(ring, parts)
     spare = machine.device_bytes - needs.fixed_bytes
-    short = ring * staging - spare
+    if spare < ring * staging:
+        raise _infeasible(spec, machine, needs, ring, shape, needed)
+    resident = spare // staging - ring
     if spare >= parts * staging:
         resident, ring = parts, 0
-    elif short > 0:
-        outer, kv = needs.outer_bytes, needs.kv_bytes
-        raise PlanInfeasible(
-            f"{spec.name} needs {format_size(machine.device_bytes + short)} of device "
-            f"memory ({format_size(outer)} embedding and head, {ring} staging "
-            f"buffers of {format_size(staging)}, {format_size(kv)} keys and values, "
-            f"{format_size(needs.step_bytes - kv)} activations) but the device offers "
-            f"{format_size(machine.device_bytes)}: short by {format_size(short)}; "
-            + _remedy(short, ring, shape, needed)
-        )
-    else:
-        resident = (spare - ring * staging) // staging
     host, host_buffers = _host_layers(machine, parts - resident, staging)
     return MemoryPlan(
         **asdict(shape),
@@ -380,6 +370,26 @@ def place(
         layer_decoded_bytes=needs.decoded_bytes,
         head_parts=needs.head_parts,
         part_read_bytes=needs.part_read_bytes,
+    )
+
+
+def _infeasible(
+    spec: ModelSpec,
+    machine: Machine,
+    needs: Footprint,
+    ring: int,
+    shape: Shape,
+    needed: Callable[[Shape], Footprint],
+) -> PlanInfeasible:
+    kv, buffers = needs.kv_bytes, ring * needs.staging_bytes
+    short = buffers + needs.fixed_bytes - machine.device_bytes
+    return PlanInfeasible(
+        f"{spec.name} needs {format_size(machine.device_bytes + short)} of device "
+        f"memory ({format_size(needs.outer_bytes)} embedding and head, {ring} staging "
+        f"buffers of {format_size(needs.staging_bytes)}, {format_size(kv)} keys and "
+        f"values, {format_size(needs.step_bytes - kv)} activations) but the device "
+        f"offers {format_size(machine.device_bytes)}: short by {format_size(short)}; "
+        + _remedy(short, ring, shape, needed)
     )
 
 

@@ -1,13 +1,11 @@
 """Where the weights of a streamed model come from: a layer at a time, from disk.
 
-The store parses the safetensors headers itself, so that it knows every byte range
-before the first read, and reads straight into memory that the caller owns.
+The store knows every byte range before the first read, and reads straight into memory
+that the caller owns.
 """
 
-import hashlib
 import math
 import os
-import struct
 import sys
 import threading
 import time
@@ -17,37 +15,25 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
 import numpy as np
 
-from thesis_lib.common.errors import (
-    InvalidInput,
-    open_regular,
-    parse_object,
-    read_object,
-    require,
-    shown,
-    whole,
-)
+from thesis_lib.common.errors import InvalidInput, read_object, require, shown
 from thesis_lib.common.units import KiB, MiB
 from thesis_lib.memory.formats import lossless
 from thesis_lib.memory.formats.base import WeightFormat, read_format
 from thesis_lib.memory.model.checkpoint import (
-    CODED,
-    INDEX,
-    ITEM_BYTES,
-    LAYER_DIGITS,
     MANIFEST,
     NON_LAYER,
-    SINGLE,
     allocate,
     checksum,
     read_manifest,
-    renumbered,
     split_name,
 )
 from thesis_lib.memory.model.spec import ALIGNMENT, ModelSpec, whole_blocks
+from thesis_lib.memory.offload.header import Placement, StoreDamaged, bare, refuse
+from thesis_lib.memory.offload.weight_file import WeightFile, list_tensors, read_index
 
 # What measured best: larger requests take less of the processor, more of them in flight
 # bring no more bytes. A ring of io_uring with as many requests was as fast and cost as
@@ -57,11 +43,7 @@ CHUNK_BYTES = 4 * MiB  # one request to the disk
 READERS = 4  # requests in flight
 DECODERS = 2  # threads that decode what has arrived, of a lossless checkpoint
 _GAP_BYTES = 64 * KiB  # reading a smaller gap costs less than a second request
-_HEADER_LIMIT = 10**8  # bytes, the format's own limit
-_NAME_LIMIT = 255  # bytes of a file's name, that of Linux
-_MOST_DIMENSIONS = 8
 _MOST_LAYERS_SHOWN = 8
-
 
 HEADS = "lm_head.weight", "embed_out.weight"  # the output head, in code and in files
 HEAD = "weight"  # what a part of a split one is called
@@ -79,14 +61,6 @@ def head_bounds(vocab: int, parts: int) -> list[int]:
     return [part * groups // parts * _GROUP for part in range(parts)] + [vocab]
 
 
-class StoreDamaged(InvalidInput):
-    """A weight file that is missing, truncated, altered or not safetensors."""
-
-
-def _refuse(place: object, what: str, do: str = "copy it again") -> NoReturn:
-    raise StoreDamaged(f"{place} {what}; {do}")
-
-
 Seconds = tuple[float, float]  # of `time.perf_counter`, when something began and ended
 
 
@@ -99,22 +73,6 @@ class PendingRead:
     """
 
     wait: Callable[[], Seconds]
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """A tensor, and where it lies: in a file, in what that codes, or in a buffer."""
-
-    name: str  # within the layer, or the full name outside the stack
-    dtype: str  # as safetensors writes it: BF16, F32, …
-    shape: tuple[int, ...]
-    start: int  # byte offset
-    nbytes: int
-    file: int = 0
-
-    @property
-    def end(self) -> int:
-        return self.start + self.nbytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,258 +106,11 @@ class _Part:
         return sum(extent.span for extent in self.extents)
 
 
-@dataclass(frozen=True, slots=True)
-class _Index:
-    """Which tensors the index promises in which file; none for a single file.
-
-    With `distinct` D the file of layer l is that of layer l mod D under another name,
-    and the tensors inside carry the number l mod D.
-    """
-
-    files: Mapping[Path, Sequence[str]]
-    distinct: int | None = None
-
-    def outward(self, path: Path, name: str) -> str:
-        """What the checkpoint calls the tensor that its file calls `name`."""
-        layer, _ = split_name(name)
-        if self.distinct is None or layer == NON_LAYER:
-            return name
-        number, *others = {split_name(promised)[0] for promised in self.files[path]}
-        if others or number == NON_LAYER or number % self.distinct != layer:
-            _refuse(
-                f"weight file {path}",
-                f"holds {_bare(name)} where one of {self.distinct} distinct layers was "
-                f"expected as layer {number}",
-                "write it again",
-            )
-        return renumbered(name, number)
-
-
 def _floor(n_bytes: int) -> int:
     return n_bytes // ALIGNMENT * ALIGNMENT
 
 
-class _File:
-    """An open safetensors file, its header, and what it looked like when opened."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            self.buffered = open_regular(path)
-        except OSError as error:
-            self.refuse(
-                f"cannot be opened ({error.strerror}): expected the safetensors file "
-                "that the checkpoint names",
-                "copy the checkpoint again",
-            )
-        self.direct: int | None = None
-        try:
-            self.identity = self._identify()
-            self.spans, self.data_start, metadata = self._parse()
-            self.coded: tuple[int, int] | None = None
-            if CODED in metadata:
-                self.spans, self.coded = self._parse_coded(metadata[CODED])
-            self.digest = self._digest()
-            self.direct = self._open_direct()
-        except BaseException:
-            self.close()
-            raise
-
-    def __str__(self) -> str:
-        return f"weight file {self.path}"
-
-    def refuse(self, what: str, do: str = "copy it again") -> NoReturn:
-        """Raise StoreDamaged: what is wrong with this file, and what to do."""
-        _refuse(self, what, do)
-
-    def _identify(self) -> tuple[int, ...]:
-        """What every way to write into a file changes, a time put back included."""
-        try:
-            status = os.stat(self.path)
-        except OSError as error:
-            self.refuse(f"has gone ({error.strerror})", "put it back and open it anew")
-        return (
-            status.st_dev,
-            status.st_ino,
-            status.st_size,
-            status.st_mtime_ns,
-            status.st_ctime_ns,
-        )
-
-    def _parse(self) -> tuple[dict[str, Placement], int, dict[str, str]]:
-        size = self.identity[2]
-        try:
-            prefix = os.pread(self.buffered, 8, 0)
-            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-            if not 2 <= length <= min(size - 8, _HEADER_LIMIT):
-                self.refuse(
-                    f"of {size} bytes is truncated or not safetensors: expected a "
-                    "header length and a header first"
-                )
-            raw = os.pread(self.buffered, length, 8)
-        except OSError as error:
-            self.refuse(f"cannot be read ({error.strerror})", "check the disk")
-        spans, metadata = _read_header(raw, str(self))
-        expected = 8 + length + max((span.end for span in spans.values()), default=0)
-        if size != expected:
-            self.refuse(
-                f"has {size} bytes where its header promises {expected}: it is "
-                "truncated or overwritten"
-            )
-        return spans, 8 + length, metadata
-
-    def _parse_coded(self, text: str) -> tuple[dict[str, Placement], tuple[int, int]]:
-        """The tensors that the one tensor of the file is the code of, and its span."""
-        if self.spans.keys() != {CODED}:
-            self.refuse(
-                f"says that it is coded but holds {shown(list(self.spans))}",
-                "write the checkpoint again",
-            )
-        spans, _ = _read_header(text.encode(), f"{self}, of what it codes,")
-        code = self.spans[CODED]
-        decoded = max((span.end for span in spans.values()), default=0)
-        if not 0 < decoded <= lossless.MOST_DECODED * code.nbytes:
-            self.refuse(
-                f"says that {code.nbytes} bytes are the code of {decoded}, which no "
-                "code is",
-                "write the checkpoint again",
-            )
-        return spans, (self.data_start + code.start, self.data_start + code.end)
-
-    def _digest(self) -> bytes:
-        return hashlib.sha256(os.pread(self.buffered, self.data_start, 0)).digest()
-
-    def _open_direct(self) -> int | None:
-        """A descriptor that bypasses the page cache, where the file system has one."""
-        flag = getattr(os, "O_DIRECT", 0)
-        if not flag:
-            return None
-        try:
-            descriptor = os.open(self.path, os.O_RDONLY | flag)
-        except OSError:
-            return None
-        try:
-            os.preadv(descriptor, [allocate(ALIGNMENT)], 0)
-        except OSError:
-            os.close(descriptor)
-            return None
-        return descriptor
-
-    def verify(self) -> None:
-        """Raise StoreDamaged unless the file is the one that was opened."""
-        if self._identify() != self.identity or self._digest() != self.digest:
-            self.refuse(
-                "has changed since it was opened (size, time or header): the model "
-                "would mix two checkpoints",
-                "open it again",
-            )
-
-    def read(
-        self, target: memoryview, offset: int, needed: int, direct: bool = True
-    ) -> int:
-        """Fill `target` from `offset`; at least `needed` bytes, or StoreDamaged.
-
-        A request in whole blocks may end past the end of the file, hence `needed`.
-        Without `direct` it may be of any bytes.
-        """
-        past_cache = self.direct if direct else None
-        descriptor = self.buffered if past_cache is None else past_cache
-        filled = 0
-        while filled < needed:
-            n_bytes = os.preadv(descriptor, [target[filled:]], offset + filled)
-            if n_bytes == 0:
-                self.refuse(
-                    f"ends at byte {offset + filled}, before byte {offset + needed} "
-                    "that its header promises: truncated while open"
-                )
-            filled += n_bytes
-        if past_cache is None and hasattr(os, "posix_fadvise"):
-            # Keeps the page cache from holding the model that the budget excludes.
-            os.posix_fadvise(self.buffered, offset, filled, os.POSIX_FADV_DONTNEED)
-        return filled
-
-    def sha256(self) -> str:
-        """Of the whole file as it is on the disk now."""
-        digest, block = hashlib.sha256(), allocate(8 * MiB)
-        size = self.identity[2]
-        for at in range(0, size, len(block)):
-            needed = min(len(block), size - at)
-            self.read(block, at, needed)
-            digest.update(block[:needed])
-        return digest.hexdigest()
-
-    def close(self) -> None:
-        for descriptor in (self.buffered, self.direct):
-            if descriptor is not None:
-                os.close(descriptor)
-
-
-def _read_header(raw: bytes, place: str) -> tuple[dict[str, Placement], dict[str, str]]:
-    """The tensors of a safetensors header, in the order of their bytes; its metadata.
-
-    Holds them to what the safetensors library does (`Metadata::validate`): offsets
-    that are whole numbers, each tensor starting where the one before ends, shape times
-    type its bytes. Of what the library tolerates it also refuses a name or a field
-    given twice, other fields, and tensors without entries. `place` begins the sentence.
-    """
-
-    refuse = partial(_refuse, place)
-    header = parse_object(raw, place, "the header of safetensors", StoreDamaged)
-    metadata = header.pop("__metadata__", None)
-    metadata = {} if metadata is None else metadata
-    if not isinstance(metadata, dict) or not all(
-        isinstance(value, str) for value in metadata.values()
-    ):
-        refuse(f"has the metadata {shown(metadata)}: expected texts by name")
-    spans = [_read_span(name, entry, refuse) for name, entry in header.items()]
-    spans.sort(key=lambda span: span.end)
-    end = 0
-    for span in spans:
-        if span.start != end:
-            refuse(
-                f"has overlapping tensors or holes between them: {shown(span.name)} "
-                f"starts at byte {span.start}, not {end}"
-            )
-        end = span.end
-    return {span.name: span for span in spans}, metadata
-
-
-def _read_span(name: str, entry: Any, refuse: Callable[[str], NoReturn]) -> Placement:
-    """One entry of a header, of the right types and of as many bytes as it says."""
-    if not isinstance(entry, dict) or entry.keys() != _FIELDS:
-        refuse(
-            f"describes {shown(name)} as {shown(entry)}: expected "
-            f"{', '.join(sorted(_FIELDS))}"
-        )
-    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    size = ITEM_BYTES.get(dtype) if isinstance(dtype, str) else None
-    if (
-        size is None
-        or not _are_sizes(shape)
-        or not _are_sizes(offsets)
-        or len(offsets) != 2
-        or len(shape) > _MOST_DIMENSIONS
-        or not offsets[1] - offsets[0] == size * math.prod(shape) > 0
-    ):
-        refuse(
-            f"has {shown(name)} as {shown(dtype)} {shown(shape)} at the bytes "
-            f"{shown(offsets)}, which do not agree: expected a known type, and whole "
-            "numbers of which those of the shape fill those of the bytes"
-        )
-    return Placement(name, dtype, tuple(shape), offsets[0], offsets[1] - offsets[0])
-
-
-_FIELDS = {"dtype", "shape", "data_offsets"}
-
-
-def _are_sizes(value: Any) -> bool:
-    """Whether a JSON value is a list of numbers that 64 bits count."""
-    return isinstance(value, list) and all(
-        type(part) is int and 0 <= part < 2**64 for part in value
-    )
-
-
-def _give_way() -> None:
+def _lower_priority() -> None:
     """Let this thread run where no other one wants the core.
 
     A layer is decoded well before it is needed, but its arithmetic has to wait for the
@@ -409,7 +120,8 @@ def _give_way() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
-_Chunk = tuple[_File, memoryview, int, int]  # where to, from which byte on, how many
+# A file, where to read it to, from which byte on, and how many bytes.
+_Chunk = tuple[WeightFile, memoryview, int, int]
 
 
 class _Reads:
@@ -421,7 +133,7 @@ class _Reads:
 
     def __init__(
         self,
-        read: Callable[[_File, memoryview, int, int], None],
+        read: Callable[[WeightFile, memoryview, int, int], None],
         check: Callable[[], None],
         decoding: lossless.InPlace | None = None,
     ) -> None:
@@ -436,7 +148,7 @@ class _Reads:
         self._jobs = [pool.submit(self._run, *chunk) for chunk in chunks]
         return PendingRead(self._wait)
 
-    def _run(self, file: _File, target: memoryview, at: int, needed: int) -> None:
+    def _run(self, file: WeightFile, target: memoryview, at: int, needed: int) -> None:
         self._read(file, target, at, needed)
         if self._decoding is not None:
             begin, _ = file.coded or (0, 0)
@@ -498,21 +210,26 @@ class SafetensorsStore:
         manifest = read_manifest(self.folder, StoreDamaged)
         self.kind, self.layout = _format(self.folder, manifest)
         self._lock = threading.Lock()
-        self._files: list[_File] = []
+        self._files: list[WeightFile] = []
         self._pool: ThreadPoolExecutor | None = None
         try:
-            index = _read_index(self.folder)
+            index = read_index(self.folder)
             for path in index.files:
-                self._files.append(_File(path))
-            tensors = list(self._tensors(index))
+                self._files.append(WeightFile(path))
+            tensors = list(list_tensors(index, self._files))
             coded = {i: file.coded for i, file in enumerate(self._files) if file.coded}
             self._parts = _partition(tensors, self.folder, coded)
             self.layers = len(self._parts) - 1  # decoder layers
             self._outside = [t for t in tensors if split_name(t.name)[0] == NON_LAYER]
             self._prefix = _prefix(tensors, self.folder)
-            self._sums = _checksums(manifest, [file.path for file in self._files])
+            recorded = manifest.get("files", {})
+            self._sums = {
+                number: recorded[file.path.name]["xxh3_64"]
+                for number, file in enumerate(self._files)
+                if "xxh3_64" in recorded.get(file.path.name, {})
+            }
             if verify:
-                self._verify(manifest)
+                self._verify(recorded)
         except BaseException:
             self.close()
             raise
@@ -520,7 +237,7 @@ class SafetensorsStore:
         self.mode = "direct" if direct else "buffered"
         self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="weights")
         self._decoders = ThreadPoolExecutor(
-            DECODERS, thread_name_prefix="decode", initializer=_give_way
+            DECODERS, thread_name_prefix="decode", initializer=_lower_priority
         )
         self.scratch = lossless.Scratch(DECODERS if coded else 0)
 
@@ -713,7 +430,7 @@ class SafetensorsStore:
 
     def _read(
         self,
-        file: _File,
+        file: WeightFile,
         target: memoryview,
         offset: int,
         needed: int,
@@ -748,9 +465,8 @@ class SafetensorsStore:
                 "write the checkpoint again",
             )
 
-    def _verify(self, manifest: Mapping[str, Any]) -> None:
+    def _verify(self, entries: Mapping[str, Any]) -> None:
         """Hold every file whole against the manifest; one under two names once."""
-        entries = manifest.get("files", {})
         unknown = [f.path.name for f in self._files if f.path.name not in entries]
         if unknown:
             raise InvalidInput(
@@ -768,119 +484,38 @@ class SafetensorsStore:
                     "altered"
                 )
 
-    def _tensors(self, index: _Index) -> Iterator[Placement]:
-        for number, file in enumerate(self._files):
-            names = {index.outward(file.path, name): name for name in file.spans}
-            if missing := set(index.files[file.path]) - set(names):
-                file.refuse(
-                    f"does not hold {_bare(min(missing))}, which {INDEX} promises in "
-                    "it: the two are of different checkpoints"
-                )
-            # Of a coded file: in what it decodes to.
-            shift = 0 if file.coded else file.data_start
-            for name, inside in names.items():
-                span = file.spans[inside]
-                begin, size = span.start + shift, ITEM_BYTES[span.dtype]
-                if begin % size:
-                    file.refuse(
-                        f"has {_bare(name)} at byte {begin}, not a multiple of {size}, "
-                        "where it cannot be used in place",
-                        "save the checkpoint again with safetensors",
-                    )
-                yield replace(span, name=name, start=begin, file=number)
-
-
-def _bare(name: str) -> str:
-    """A tensor's name for a sentence, without the quotes."""
-    return shown(name)[1:-1]
-
-
-def _checksums(manifest: Mapping[str, Any], paths: Sequence[Path]) -> dict[int, str]:
-    """The checksum of the tensors of each file, by its number, where there is one."""
-    files = manifest.get("files", {})
-    return {
-        number: files[path.name]["xxh3_64"]
-        for number, path in enumerate(paths)
-        if "xxh3_64" in files.get(path.name, {})
-    }
-
-
-def _read_index(folder: Path) -> _Index:
-    single, index = folder / SINGLE, folder / INDEX
-    if single.is_file() or (os.path.lexists(single) and not index.is_file()):
-        return _Index({single: ()})
-    if not os.path.lexists(index):
-        _refuse(
-            folder,
-            f"has neither {SINGLE} nor {INDEX}: expected a safetensors checkpoint",
-            "convert other formats with save_pretrained",
-        )
-    content = read_object(index, "an index of safetensors", StoreDamaged)
-    weight_map, metadata = content.get("weight_map"), content.get("metadata") or {}
-    if not isinstance(weight_map, dict) or not isinstance(metadata, dict):
-        _refuse(index, "is no index: expected the objects weight_map and metadata")
-    distinct = metadata.get("distinct_layers")
-    if distinct is not None:
-        name = f"distinct_layers in {index}"
-        distinct = whole(distinct, name, 1, 10**LAYER_DIGITS, StoreDamaged)
-    files: dict[Path, list[str]] = {}
-    for tensor, name in sorted(weight_map.items(), key=lambda item: str(item[1])):
-        if not _is_file_name(name):
-            _refuse(
-                index,
-                f"points outside its folder, with {shown(name)} for {_bare(tensor)}: "
-                "expected the name of a file beside it",
-            )
-        files.setdefault(folder / name, []).append(tensor)
-    return _Index(files, distinct)
-
-
-def _is_file_name(name: Any) -> bool:
-    """Whether a name can only be that of a file in the folder where it is said.
-
-    A link of that name may lead elsewhere: hubs keep their files so.
-    """
-    return (
-        isinstance(name, str)
-        and name.isprintable()
-        and "/" not in name
-        and name not in {"", ".", ".."}
-        and len(name.encode()) <= _NAME_LIMIT
-    )
-
 
 def _format(folder: Path, manifest: Mapping[str, Any]) -> tuple[str, str]:
     """Kind and layout of the layers, on which manifest and configuration agree."""
-    found = str(manifest.get("kind", "dense")), str(manifest.get("layout", ""))
-    said = "dense", ""
-    if (path := folder / "config.json").exists():
-        config = read_object(path, "the configuration of a checkpoint", StoreDamaged)
-        packing = config.get("quantization_config") or {}
-        if not isinstance(packing, dict):
-            what = f"describes how weights are packed as {shown(packing)}"
-            _refuse(path, f"{what}: expected an object")
-        if packing.get("quant_method") == "thesis_lib":
-            said = str(packing.get("kind")), str(packing.get("layout", ""))
-        if said != found:
-            _refuse(
-                folder,
-                f"holds {_bare(' '.join(said).strip())} weights by its config.json but "
-                f"{_bare(' '.join(found).strip())} ones by its {MANIFEST}: one of the "
-                "two is missing or of another checkpoint",
-            )
-    return found
+    recorded = str(manifest.get("kind", "dense")), str(manifest.get("layout", ""))
+    path = folder / "config.json"
+    if not path.exists():
+        return recorded
+    config = read_object(path, "the configuration of a checkpoint", StoreDamaged)
+    packing = config.get("quantization_config") or {}
+    if not isinstance(packing, dict):
+        what = f"describes how weights are packed as {shown(packing)}"
+        refuse(path, f"{what}: expected an object")
+    configured = "dense", ""
+    if packing.get("quant_method") == "thesis_lib":
+        configured = str(packing.get("kind")), str(packing.get("layout", ""))
+    if configured != recorded:
+        refuse(
+            folder,
+            f"holds {bare(' '.join(configured).strip())} weights by its config.json "
+            f"but {bare(' '.join(recorded).strip())} ones by its {MANIFEST}: one of "
+            "the two is missing or of another checkpoint",
+        )
+    return recorded
 
 
 def _prefix(tensors: Iterable[Placement], folder: Path) -> str:
-    """What stands before `layers.` in the names of a stack."""
-    found = {
-        tensor.name.split("layers.")[0]
-        for tensor in tensors
-        if split_name(tensor.name)[0] != NON_LAYER
-    }
-    if len(found) != 1:
-        _refuse(folder, f"holds several stacks of layers, {shown(sorted(found))}")
-    return found.pop()
+    """What comes before `layers.` in the names of a stack."""
+    layered = (t.name for t in tensors if split_name(t.name)[0] != NON_LAYER)
+    prefix, *others = sorted({name.split("layers.")[0] for name in layered})
+    if others:
+        refuse(folder, f"holds several stacks of layers, {shown([prefix, *others])}")
+    return prefix
 
 
 def _partition(
@@ -896,14 +531,14 @@ def _partition(
         layer, name = split_name(tensor.name)
         named = by_layer.setdefault(layer, {})
         if name in named:
-            _refuse(folder, f"has {_bare(tensor.name)} in two files")
+            refuse(folder, f"has {bare(tensor.name)} in two files")
         named[name] = replace(tensor, name=name)
         users.setdefault(tensor.file, set()).add(layer)
     numbers = sorted(by_layer.keys() - {NON_LAYER})
     if not numbers or numbers != list(range(len(numbers))):
         more = ", …" if len(numbers) > _MOST_LAYERS_SHOWN else ""
         shown_numbers = ", ".join(map(str, numbers[:_MOST_LAYERS_SHOWN]))
-        _refuse(
+        refuse(
             folder,
             f"holds layers [{shown_numbers}{more}]: expected an unbroken stack from 0, "
             "of which a shard is missing",
@@ -915,7 +550,7 @@ def _partition(
             parts[layer] = _lay_out(named.values())
             continue
         if len(files) > 1 or any(len(users[file]) > 1 for file in files):
-            _refuse(
+            refuse(
                 folder,
                 f"codes layer {layer} together with others: expected a file for each",
                 "write the checkpoint again",
