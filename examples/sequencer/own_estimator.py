@@ -2,14 +2,7 @@
 
 import numpy as np
 
-from thesis_lib.sequencer import (
-    SystemConfig,
-    policy,
-    predict_all,
-    scenario,
-    simulate,
-    summarise,
-)
+from thesis_lib import sequencer as sq
 
 
 class MedianByLines:
@@ -25,13 +18,12 @@ class MedianByLines:
         return np.array([self.s[n] for n in batch.features[:, self.lines]])
 
 
-estimator = MedianByLines().fit(scenario("A", n=2_000, seed=1))
-trace = scenario("A", n=2_000, seed=2)  # one arrival a second: nobody waits
-bid_price, guess_s = (
-    policy("bid-price", slo_s=0.0125, cores=8),
-    predict_all(estimator, trace),
-)
-history = simulate(trace, bid_price, guess_s, SystemConfig(cores=8, slo_s=0.0125))
+estimator = MedianByLines().fit(sq.scenario("A", n=2_000, seed=1))
+trace = sq.scenario("A", n=2_000, seed=2)  # one arrival a second: nobody waits
+bid_price = sq.policy("bid-price", slo_s=0.0125, cores=8)
+guess_s = sq.predict_all(estimator, trace)
+system = sq.SystemConfig(cores=8, slo_s=0.0125)
+history = sq.simulate(trace, bid_price, guess_s, system)
 off = np.median(np.abs(np.log(guess_s / trace.service_s)))
 print(f"{estimator.name}: half of its guesses are within a factor of {np.exp(off):.2f}")
-print(f"violations without a queue: {summarise(trace, history).violations:.1%}")
+print(f"violations without a queue: {sq.summarise(trace, history).violations:.1%}")

@@ -28,7 +28,7 @@ from thesis_lib.memory.offload.store import (
     DECODERS,
     SafetensorsStore,
     StoreDamaged,
-    _give_way,
+    _lower_priority,
 )
 
 WIDE = {"hidden_size": 384, "intermediate_size": 640}  # layers of several chunks
@@ -227,9 +227,9 @@ def test_the_command_codes_plans_and_generates(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority")
-def test_decoders_give_way_to_the_arithmetic():
+def test_decoders_leave_the_processor_to_the_arithmetic():
     own = os.getpriority(os.PRIO_PROCESS, 0)
-    with ThreadPoolExecutor(1, initializer=_give_way) as pool:
+    with ThreadPoolExecutor(1, initializer=_lower_priority) as pool:
         theirs = pool.submit(os.getpriority, os.PRIO_PROCESS, 0).result()
     assert theirs == 19
     assert os.getpriority(os.PRIO_PROCESS, 0) == own
