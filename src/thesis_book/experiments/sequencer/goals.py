@@ -344,13 +344,15 @@ def over_best_rule(
 ) -> dict[str, float | str]:
     """bid-price against the best of SIMPLE, both learned, in percent.
 
-    The reduction `learned_over_simple_PLACE` with its ends, and the rule.
+    The reduction `learned_over_simple_PLACE` with its ends, the rule, and the
+    violations of both.
     """
     runs = learning(config, load, seeds=seeds, seed=seed)
-    best = str(worth_of_learning(runs, load)["simple_best"])
-    over = reduction(runs, "bid-price", load, best)
+    worth = worth_of_learning(runs, load)
+    over = reduction(runs, "bid-price", load, str(worth["simple_best"]))
     return over.numbers(f"learned_over_simple_{place}", 100) | {
-        f"simple_best_{place}": best
+        f"{name}_{place}": worth[name]
+        for name in ("simple_best", "simple_percent", "learned_percent")
     }
 
 

@@ -219,16 +219,14 @@ def policy(
 ) -> Policy:
     """Return the policy `name` for a machine and an SLO.
 
-    Args:
-        name: one of `POLICIES`, FILE.py:FUNCTION, or a function (below).
-        slo_s: target latency in seconds, which constants of rules are shares of.
-        cores: of the machine.
-        lag_s: seconds from a decision to the booking of its locks.
-        params: of the same class as the default, `rules.RULES[name].parameters`; of
-            one's own function `LateBound`, of which it takes `flight`.
+    - `name`: one of `POLICIES`, FILE.py:FUNCTION, or a function (below).
+    - `slo_s`: target latency in seconds, which constants of rules are shares of.
+    - `cores`: of the machine.
+    - `lag_s`: seconds from a decision to the booking of its locks.
+    - `params`: of the class of the default, `rules.RULES[name].parameters`. A function
+      takes the `flight` of a `LateBound`.
 
-    Raises:
-        InvalidInput: for an unknown name and for values out of range.
+    Raises InvalidInput for an unknown name and for values out of range.
 
     >>> from thesis_lib.sequencer import POLICIES, policy
     >>> policy("bid-price", slo_s=0.0125, cores=8).name in POLICIES
