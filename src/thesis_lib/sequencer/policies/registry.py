@@ -223,7 +223,7 @@ def policy(
     - `slo_s`: target latency in seconds, which constants of rules are shares of.
     - `cores`: of the machine.
     - `lag_s`: seconds from a decision to the booking of its locks.
-    - `params`: of the class of the default, `rules.RULES[name].parameters`. A function
+    - `params`: of the class of the default, `RULES[name].parameters`. A function
       takes the `flight` of a `LateBound`.
 
     Raises InvalidInput for an unknown name and for values out of range.
