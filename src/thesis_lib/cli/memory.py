@@ -144,15 +144,21 @@ class Prompts:
 
 
 @dataclass(frozen=True)
-class Style:
-    """Options of how a text goes on and where it ends."""
+class Draws:
+    """Options of how the next token is chosen."""
 
-    chat: bool = option(False, "Prompts are messages, in the model's template.")
     temperature: float | None = option(
         None, "Draw tokens, the more freely the higher. Default: the likeliest."
     )
     top_p: float = option(1.0, "Draw from the likeliest with this probability.")
     seed: int = option(0, "Of the draws.")
+
+
+@dataclass(frozen=True)
+class Style:
+    """Options of the form of a text and where it ends."""
+
+    chat: bool = option(False, "Prompts are messages, in the model's template.")
     stop: list[str] | None = option(None, "End before this text; repeatable.")
 
 
@@ -188,6 +194,7 @@ def generate(
     checkpoint: Annotated[str, typer.Argument(help="Folder, GGUF file or smollm2.")],
     budget: Budget,
     prompts: Prompts,
+    draws: Draws,
     style: Style,
     proposals: Proposals,
     as_json: Json = False,
@@ -207,7 +214,7 @@ def generate(
         f"--draft {draft} proposes tokens that nobody verifies: add --speculate",
     )
     writing = Writing(
-        style.temperature, style.top_p, style.seed, tuple(style.stop or ()), style.chat
+        draws.temperature, draws.top_p, draws.seed, tuple(style.stop or ()), style.chat
     )
     require(
         not speculate or (writing == GREEDY and prompts.batch is None),
