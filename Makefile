@@ -47,10 +47,11 @@ full: $(READY) ## the published evaluation: the book, then the grids of chapters
 test: lint ## everything: lint, types, laws, nbval, a sweep, the strict book, the browser
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 4 \
 	  --dist loadfile --no-loadscope-reorder -m 'not browser and not proof and not gpu'
-	$(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile \
+	$(BIN)/thesis run --profile smoke
+	$(BIN)/pytest -q -p thesis_book.execute.replay --executed build/chapters/smoke \
 	  --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval.cfg notebooks
 	$(BIN)/thesis sweep 4 data/grids/example.yml --no-resume
-	$(MAKE) book PROFILE=smoke
+	$(BIN)/thesis book --profile smoke
 	$(BIN)/pytest -n logical --maxprocesses 4 --dist load -m browser tests/browser
 
 lint: $(READY) ## ruff, pyright, spelling, import contracts, size limits

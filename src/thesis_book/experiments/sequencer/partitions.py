@@ -49,8 +49,9 @@ from thesis_lib.sequencer.policies.registry import Policy
 # crosses is four in a row in each of its partitions: what is decided on, a message that
 # holds a lock of its own until it has arrived, and the two things that use a core.
 WHOLE, MESSAGE, READ, EXECUTE = range(4)
-# Positions in `Site.counts`.
+# Positions in `Site.counts`, and in `Calendar.counts`.
 HELD, SEEN, ASIDE, MERGING = range(4)
+ORDERED, MERGED, BOOKED, SENT, DELIVERED = range(5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +255,9 @@ def _append(things, thing):
 class Calendar(NamedTuple):
     """What all partitions share: transactions, the merge, and the network.
 
-    `merging` and `sent` are filled from the front, in order of their times.
+    `merging` and `sent` are filled from the front, in order of their times. `counts`
+    are the entries of `log` (ORDERED), of `merging` (MERGED, of which are BOOKED) and
+    of `sent` (SENT, of which are DELIVERED).
     """
 
     arrival_s: F64  # (n,)
@@ -268,6 +271,7 @@ class Calendar(NamedTuple):
     booked_s: F64  # (n,) when the merge books each of these
     sent: I64  # (n, 2) transaction, and the partition that its message goes to
     sent_s: F64  # (n,) when it arrives there
+    counts: I64  # (5,)
 
 
 def _empty_calendar(work: Partitioned, rows: I64) -> Calendar:
@@ -285,30 +289,27 @@ def _empty_calendar(work: Partitioned, rows: I64) -> Calendar:
         booked_s=np.empty(crossing),
         sent=np.empty((2 * crossing, 2), np.int64),
         sent_s=np.empty(2 * crossing),
+        counts=np.zeros(5, np.int64),
     )
 
 
 @njit(cache=True)
-def _step(site, calendar, now_s, delay_s, place, sent):
-    """Process what happens in a partition up to `now_s`; send what has been read.
-
-    Returns how many messages have been sent by now.
-    """
+def _step(site, calendar, now_s, delay_s, place):
+    """Process what happens in a partition up to `now_s`; send what has been read."""
     state, busy_s, owner, stage, heard, _, counts = site
     advance(state, busy_s, now_s, False)
     for at in range(counts[SEEN], state.progress[COMMITTED]):
         row = state.ended[at]
         if stage[row] == READ:
-            i = owner[row]
+            i, sent = owner[row], calendar.counts[SENT]
             home = calendar.home[i]
             calendar.sent[sent, 0] = i
             calendar.sent[sent, 1] = calendar.other[i] if home == place else home
             calendar.sent_s[sent] = now_s + delay_s
-            sent += 1
+            calendar.counts[SENT] = sent + 1
             if heard[row - READ + MESSAGE]:
                 _go_on(site, row - READ + MESSAGE, now_s)
     counts[SEEN] = state.progress[COMMITTED]
-    return sent
 
 
 @njit(cache=True)
@@ -353,121 +354,144 @@ def _log(state, row, now_s):
 
 
 @njit(cache=True)
+def _order(calendar, i):
+    """Append transaction `i` to the log of all partitions."""
+    calendar.log[calendar.counts[ORDERED]] = i
+    calendar.counts[ORDERED] += 1
+
+
+@njit(cache=True)
+def _book(sites, calendar, now_s, delay_s, next_s):
+    """Book what the merge has until `now_s`, by sequencer, in both logs."""
+    counts = calendar.counts
+    first = last = counts[BOOKED]
+    while last < counts[MERGED] and calendar.booked_s[last] <= now_s:
+        last += 1
+    for sequencer in range(len(sites) if last > first else 0):
+        for i in calendar.merging[first:last]:
+            if calendar.home[i] != sequencer:
+                continue
+            for side in range(2):
+                place = calendar.other[i] if side else calendar.home[i]
+                site = sites[place]
+                site.counts[ASIDE] += 1
+                if side == 0:
+                    site.counts[MERGING] -= 1
+                _log(site.state, calendar.rows[i, side] + READ, now_s)
+                _log(site.state, calendar.rows[i, side] + EXECUTE, now_s)
+                _step(site, calendar, now_s, delay_s, place)
+                next_s[place] = site.state.ends_s.min()
+            _order(calendar, i)
+    counts[BOOKED] = last
+
+
+@njit(cache=True)
+def _decide(site, memory, model, code, calendar, in_flight, booked_s, now_s):
+    """Let a sequencer decide on what it holds; what crosses is booked at `booked_s`."""
+    state, owner, held, counts = site.state, site.owner, site.held, site.counts
+    waiting = counts[HELD]
+    released = state.progress[LOGGED] - state.progress[COMMITTED]
+    released += counts[MERGING] - counts[ASIDE]
+    if 0 < in_flight <= released:
+        return
+    orders, drops, holds = decide_into(code, memory, model, held[:waiting], now_s)
+    made = memory.decided
+    order, room = (
+        made.order[:orders],
+        in_flight - released if in_flight > 0 else waiting,
+    )
+    for row in order[:room]:
+        i = owner[row]
+        calendar.decided_s[i] = now_s
+        if calendar.other[i] == NONE:
+            _log(state, row, now_s)
+            _order(calendar, i)
+        else:
+            merged = calendar.counts[MERGED]
+            calendar.merging[merged], calendar.booked_s[merged] = i, booked_s
+            calendar.counts[MERGED] = merged + 1
+            counts[MERGING] += 1
+    for row in made.dropped[:drops]:
+        calendar.decided_s[owner[row]] = now_s
+        calendar.dropped[owner[row]] = True
+    kept = np.sort(np.concatenate((order[room:], made.held[:holds])))
+    held[: len(kept)] = kept
+    counts[HELD] = len(kept)
+
+
+@njit(cache=True)
+def _next_event_s(calendar, arrived, next_s):
+    """When something happens next, or infinity."""
+    now_s, counts = next_s.min(), calendar.counts
+    if arrived < len(calendar.arrival_s):
+        now_s = min(now_s, calendar.arrival_s[arrived])
+    if counts[DELIVERED] < counts[SENT]:
+        now_s = min(now_s, calendar.sent_s[counts[DELIVERED]])
+    if counts[BOOKED] < counts[MERGED]:
+        now_s = min(now_s, calendar.booked_s[counts[BOOKED]])
+    return now_s
+
+
+@njit(cache=True)
 def _run(sites, memories, calendar, model, code, in_flight, delay_s, epoch_s):
     """Everything; returns how many transactions are held for ever.
 
     At equal times: what leaves a core, by partition; messages; what the merge books;
     arrivals; and then each sequencer decides once.
     """
-    (
-        arrival_s, home, other, rows, decided_s, dropped, log, merging, booked_s, sent,
-        sent_s,
-    ) = calendar  # fmt: skip
-    n, partitions = len(arrival_s), len(sites)
+    arrival_s, home, counts = calendar.arrival_s, calendar.home, calendar.counts
+    partitions, arrived = len(sites), 0
     next_s = np.full(partitions, np.inf)
     fresh = np.full(partitions, NONE, np.int64)
     freed = np.zeros(partitions, np.bool_)
-    arrived = logged = merged = booked = messages = delivered = 0
-    while True:
-        now_s = next_s.min()
-        if arrived < n:
-            now_s = min(now_s, arrival_s[arrived])
-        if delivered < messages:
-            now_s = min(now_s, sent_s[delivered])
-        if booked < merged:
-            now_s = min(now_s, booked_s[booked])
-        if now_s == np.inf:
-            break
+    now_s = _next_event_s(calendar, arrived, next_s)
+    while now_s < np.inf:
         for place in range(partitions):
             if next_s[place] == now_s:
                 site = sites[place]
-                messages = _step(site, calendar, now_s, delay_s, place, messages)
+                _step(site, calendar, now_s, delay_s, place)
                 next_s[place] = site.state.ends_s.min()
                 freed[place] = site.counts[HELD] > 0
-        while delivered < messages and sent_s[delivered] <= now_s:
-            i, place = sent[delivered]
-            row = rows[i, 0] if home[i] == place else rows[i, 1]
+        while (
+            counts[DELIVERED] < counts[SENT]
+            and calendar.sent_s[counts[DELIVERED]] <= now_s
+        ):
+            i, place = calendar.sent[counts[DELIVERED]]
             site = sites[place]
+            row = calendar.rows[i, 0 if home[i] == place else 1]
             _deliver(site, row + MESSAGE, now_s)
             next_s[place] = site.state.ends_s.min()
-            delivered += 1
-        last = booked
-        while last < merged and booked_s[last] <= now_s:
-            last += 1
-        for first in range(partitions if last > booked else 0):
-            for at in range(booked, last):
-                i = merging[at]
-                if home[i] != first:
-                    continue
-                for side in range(2):
-                    place = other[i] if side else home[i]
-                    site = sites[place]
-                    site.counts[ASIDE] += 1
-                    if side == 0:
-                        site.counts[MERGING] -= 1
-                    _log(site.state, rows[i, side] + READ, now_s)
-                    _log(site.state, rows[i, side] + EXECUTE, now_s)
-                    messages = _step(site, calendar, now_s, delay_s, place, messages)
-                    next_s[place] = site.state.ends_s.min()
-                log[logged] = i
-                logged += 1
-        booked = last
+            counts[DELIVERED] += 1
+        _book(sites, calendar, now_s, delay_s, next_s)
         while (
-            arrived < n and arrival_s[arrived] <= now_s and fresh[home[arrived]] == NONE
+            arrived < len(arrival_s)
+            and arrival_s[arrived] <= now_s
+            and fresh[home[arrived]] == NONE
         ):
-            fresh[home[arrived]] = rows[arrived, 0]
+            fresh[home[arrived]] = calendar.rows[arrived, 0]
             arrived += 1
+        booked_s = now_s + delay_s
+        if epoch_s > 0:
+            booked_s = (np.floor(now_s / epoch_s) + 1) * epoch_s + delay_s
         for place in range(partitions):
             if fresh[place] == NONE and not freed[place]:
                 continue
             site = sites[place]
-            state, _, owner, _, _, held, counts = site
-            waiting = counts[HELD]
             if fresh[place] != NONE:
-                held[waiting] = fresh[place]
-                waiting += 1
-                counts[HELD] = waiting
+                site.held[site.counts[HELD]] = fresh[place]
+                site.counts[HELD] += 1
                 fresh[place] = NONE
             freed[place] = False
-            released = state.progress[LOGGED] - state.progress[COMMITTED]
-            released += counts[MERGING] - counts[ASIDE]
-            if 0 < in_flight <= released:
-                continue
-            orders, drops, holds = decide_into(
-                code, memories[place], model, held[:waiting], now_s
+            _decide(
+                site, memories[place], model, code, calendar, in_flight, booked_s, now_s
             )
-            made = memories[place].decided
-            order, lost, hold = (
-                made.order[:orders], made.dropped[:drops], made.held[:holds],
-            )  # fmt: skip
-            room = in_flight - released if in_flight > 0 else waiting
-            for row in order[:room]:
-                i = owner[row]
-                decided_s[i] = now_s
-                if other[i] == NONE:
-                    _log(state, row, now_s)
-                    log[logged] = i
-                    logged += 1
-                    continue
-                end_s = now_s
-                if epoch_s > 0:
-                    end_s = (np.floor(now_s / epoch_s) + 1) * epoch_s
-                merging[merged] = i
-                booked_s[merged] = end_s + delay_s
-                merged += 1
-                counts[MERGING] += 1
-            for row in lost:
-                decided_s[owner[row]] = now_s
-                dropped[owner[row]] = True
-            kept = np.sort(np.concatenate((order[room:], hold)))
-            held[: len(kept)] = kept
-            counts[HELD] = len(kept)
-            messages = _step(site, calendar, now_s, delay_s, place, messages)
-            next_s[place] = state.ends_s.min()
-    waiting = 0
-    for place in range(partitions):
-        waiting += sites[place].counts[HELD]
-    return waiting
+            _step(site, calendar, now_s, delay_s, place)
+            next_s[place] = site.state.ends_s.min()
+        now_s = _next_event_s(calendar, arrived, next_s)
+    held = 0
+    for site in sites:
+        held += site.counts[HELD]
+    return held
 
 
 @dataclass(frozen=True, slots=True)
