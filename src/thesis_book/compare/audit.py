@@ -35,8 +35,6 @@ REMEDY = (
 )
 CONFIGURATIONS = 3  # of a peer, the best of which is shown
 REASON_WORDS = 5  # distinct words of an `accepted:`, at least
-
-
 COLUMNS = [
     "what", "name", "missed", "state", "limiter", "evidence", "accepted", "tried",
     "chapter", "title", "says", "unit", "kind", "rtol", "value", "n", "of", "interval",
@@ -96,11 +94,10 @@ def audit(
             "processors": tuple(dict.fromkeys(str(r.machine["cpu"]) for r in seen)),
             "changed": last.get(claim.key),
         }
-        missing = _missing(row, numbers, labels)
-        missed = missing + _too_few(row, numbers)
-        state = _state(missed, bool(missing), basis.accepted)
+        missing, few = _faults(row, numbers, labels)
+        row["state"] = _state(missing + few, bool(missing), basis.accepted)
         rests = _rests(row, numbers.get(basis.each))
-        rows.append(row | {"missed": missed, "state": state, "rests": rests})
+        rows.append(row | {"missed": missing + few, "rests": rests})
     rows += [_peer(name, peer, labels) for name, peer in claims.peers.items()]
     return pd.DataFrame(rows, columns=COLUMNS, dtype=object)
 
@@ -119,36 +116,28 @@ def _not_a_reason(accepted: str) -> list[str]:
     return [f"accepted must be {REASON_WORDS} distinct words or more, got {accepted!r}"]
 
 
-def _missing(
+def _faults(
     row: Mapping[str, Any], numbers: Mapping[str, Any], labels: Collection[str]
-) -> list[str]:
-    """Say what a claim has to have, whatever it rests on."""
-    key, samples = row["name"], row["samples"]
-    missing = _not_a_reason(row["accepted"])
-    if row["limiter"] != "nothing" and row["evidence"] not in labels:
+) -> tuple[list[str], list[str]]:
+    """Say what a claim has to have, which no reason excuses, and what is too few."""
+    key, n, of, samples = row["name"], row["n"], row["of"], numbers.get(row["samples"])
+    limited, publish = row["limiter"] != "nothing", "its chapter has to publish"
+    missing, few = _not_a_reason(row["accepted"]), []
+    if limited and row["evidence"] not in labels:
         missing += [f"no section {row['evidence']}, which is to show what limits it"]
-    publish = "its chapter has to publish"
     if row["value"] is None:
         again = "its reference to be made again (thesis claims --update)"
         missing += [f"not published by this run: {publish} {key}, and {again}"]
-    elif row["n"] is None:
-        counted = row["counted"] or f"{key}_n"
-        unknown = f"nothing says how many {row['of']} it rests on"
-        missing += [f"{unknown}: {publish} {counted}"]
-    elif samples and samples not in numbers:
+    elif n is None:
+        unknown = f"nothing says how many {of} it rests on"
+        missing += [f"{unknown}: {publish} {row['counted'] or key + '_n'}"]
+    elif row["samples"] and samples is None:
         unknown = "nothing says of how many samples this percentile is"
-        missing += [f"{unknown}: {publish} {samples}"]
-    return missing
-
-
-def _too_few(row: Mapping[str, Any], numbers: Mapping[str, Any]) -> list[str]:
-    """Say each floor of observations that a published claim misses."""
-    n, of, quantile = row["n"], row["of"], row["quantile"]
-    if row["value"] is None or n is None or row["limiter"] == "nothing":
-        return []
-    few = []
-    if quantile is not None and row["samples"] in numbers:
-        least, samples = least_samples(quantile), numbers[row["samples"]]
+        missing += [f"{unknown}: {publish} {row['samples']}"]
+    if row["value"] is None or n is None or not limited:
+        return missing, few
+    if row["quantile"] is not None and samples is not None:
+        least = least_samples(row["quantile"])
         if samples < least:
             lies = "the largest may lie below this percentile"
             few += [f"{samples} samples: with fewer than {least} {lies}"]
@@ -156,7 +145,7 @@ def _too_few(row: Mapping[str, Any], numbers: Mapping[str, Any]) -> list[str]:
         few += [f"{n} {of}: {LEAST} are needed for an interval"]
     elif row["interval"] in ("", RANGE):
         few += [f"no interval, of {n} {of}"]
-    return few
+    return missing, few
 
 
 def _rests(row: Mapping[str, Any], length: float | None) -> str:

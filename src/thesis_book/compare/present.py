@@ -363,14 +363,16 @@ _CAPTION = (
 
 def html_page(comparison: Comparison) -> str:
     """The whole comparison as one file that needs no other and no network."""
-    drawn = [chart(comparison, run) for run in comparison.labels]
-    charts = [figures.as_svg(each.figure) if each else "" for each in drawn]
-    runs = [run_section(comparison, run) for run in comparison.labels]
+    runs = []
+    for run in comparison.labels:
+        drawn = chart(comparison, run)
+        svg = figures.as_svg(drawn.figure) if drawn else ""
+        runs.append((run_section(comparison, run), svg))
     return render_page(
         "compare.html",
         title="Runs beside their reference",
         against=comparison.reference,
-        runs=[*zip(runs, charts, strict=True)],
+        runs=runs,
         sections=_tables(comparison),
         caption=_CAPTION,
     )

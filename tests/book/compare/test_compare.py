@@ -191,21 +191,21 @@ def test_run_times_are_compared_over_the_chapters_that_can_be(claims):
 
 
 @pytest.mark.parametrize(
-    ("numbers", "factor", "counts"),
+    ("numbers", "factor", "of_claims", "of_times"),
     [
-        ({}, 1.5, ("3 claims are", "1 time is")),
-        ({"ppl": 99.0, "token_s": 9.0}, 2.5, ("2 of 3 claims are", "0 of 1 time is")),
+        ({}, 1.5, "3 claims are", "1 time is"),
+        ({"ppl": 99.0, "token_s": 9.0}, 2.5, "2 of 3 claims are", "0 of 1 time is"),
     ],
 )
 def test_first_page_counts_times_apart_with_their_factor(
-    claims, numbers, factor, counts
+    claims, numbers, factor, of_claims, of_times
 ):
     timed = claims | {"token_s": replace(claims["token_s"], factor=factor)}
     made = [record("04_evaluation"), record("06_evaluation", **numbers)]
     rows = compare([run("b", *made)], timed, run("a")).of("b")
-    within = f"{counts[1]} within a factor of {factor} of the prediction"
+    within = f"{of_times} within a factor of {factor} of the prediction"
     assert present.in_short(rows) == (
-        f"**{counts[0]} equal to the reference or within tolerance; {within}**, on the "
+        f"**{of_claims} equal to the reference or within tolerance; {within}**, on the "
         "machine that made this book."
     )
     times = rows[rows["kind"] == "time"]
@@ -293,32 +293,32 @@ def folder(data, tmp_path):
     return path
 
 
-def thesis(*given):
-    return CliRunner().invoke(app, [*map(str, given)])
+def thesis(*words, status=0):
+    """Return what a command printed: to its output, and to its errors."""
+    done = CliRunner().invoke(app, [*map(str, words)])
+    assert done.exit_code == status, done.stderr
+    return done.stdout, done.stderr
 
 
 def test_json_has_rows_and_machines_and_nothing_else_is_printed(folder):
-    done = thesis("compare", folder, "--json", "--strict")
-    assert done.exit_code == 0, done.stderr
-    result = json.loads(done.stdout)
+    result = json.loads(thesis("compare", folder, "--json", "--strict")[0])
     assert {"rows", "machines"} <= result.keys()
-    held = {row["claim"]: row["runs"][0] for row in result["rows"]}
-    assert held["token_s"]["verdict"] == "as expected"
-    assert held["token_s"]["ratio"]["value"] == pytest.approx(0.5)
-    assert held["token_s"]["expected_ratio"] == pytest.approx(0.5)
+    runs = {row["claim"]: row["runs"][0] for row in result["rows"]}
+    assert runs["token_s"]["verdict"] == "as expected"
+    assert runs["token_s"]["ratio"]["value"] == pytest.approx(0.5)
+    assert runs["token_s"]["expected_ratio"] == pytest.approx(0.5)
     assert [m["run"] for m in result["machines"]] == ["reference", str(folder)]
 
 
 def test_strict_ends_with_status_1_after_printing_what_differs(folder):
     record("04_evaluation", wins=1.0).write(folder / "04_evaluation.json")
-    done = thesis("compare", folder, "--strict")
-    assert done.exit_code == 1
-    (told,) = [line for line in done.stdout.splitlines() if "DIFFERS" in line]
-    assert "Wins of <bid-price>" in told
-    assert told.index(" 1.0 ") < told.index(" 95.9 ")
-    (head,) = [line for line in done.stdout.splitlines() if "Ch." in line][:1]
+    text, _ = thesis("compare", folder, "--strict", status=1)
+    (line,) = [line for line in text.splitlines() if "DIFFERS" in line]
+    assert "Wins of <bid-price>" in line
+    assert line.index(" 1.0 ") < line.index(" 95.9 ")
+    (head,) = [line for line in text.splitlines() if "Ch." in line][:1]
     assert head.index(str(folder)) < head.index(" reference ")
-    assert thesis("compare", folder).exit_code == 0
+    thesis("compare", folder)
 
 
 @pytest.mark.parametrize(
@@ -331,31 +331,29 @@ def test_strict_ends_with_status_1_after_printing_what_differs(folder):
 def test_what_cannot_be_held_or_written_is_refused(folder, profile, options, message):
     for chapter in NUMBERS:
         record(chapter, profile).write(folder / f"{chapter}.json")
-    done = thesis("compare", folder, *options)
-    assert done.exit_code == 2
-    assert message in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    _, error = thesis("compare", folder, *options, status=2)
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
 
 
 def test_the_page_is_one_escaped_file_that_reaches_for_nothing(folder, tmp_path):
     page = tmp_path / "page.html"
-    done = thesis("compare", folder, "--html", page)
-    assert done.exit_code == 0, done.stderr
+    thesis("compare", folder, "--html", page)
     text = page.read_text()
-    assert "Wins of &lt;bid-price&gt;" in text
-    assert "A &amp; B" in text
-    assert "<bid-price>" not in text
-    assert "<svg" in text
-    for word in ("equal", "agrees", "as expected", "prefers-color-scheme: dark"):
-        assert word in text
-    for outside in ("<script", "<link", "src=", "@import", "url(http"):
+    for part in (
+        "Wins of &lt;bid-price&gt;", "A &amp; B", "<svg", "equal", "agrees",
+        "as expected", "prefers-color-scheme: dark",
+    ):  # fmt: skip
+        assert part in text
+    for outside in (
+        "<bid-price>", "<script", "<link", "src=", "@import", "url(http",
+    ):  # fmt: skip
         assert outside not in text
 
 
 def test_several_runs_are_held_against_the_first(folder, data):
-    done = thesis("compare", "reference", folder, data / "reference" / "smoke")
-    assert done.exit_code == 0, done.stderr
-    assert "2 of 2 exact claims are equal" in done.stdout
+    text, _ = thesis("compare", "reference", folder, data / "reference" / "smoke")
+    assert "2 of 2 exact claims are equal" in text
 
 
 @pytest.mark.parametrize("committed", [True, False])
