@@ -1,5 +1,6 @@
 """Made-up claims, and records of chapters that never ran."""
 
+from thesis_book.execute.claims import Basis, Claim
 from thesis_book.execute.records import Record
 
 CLAIMS_TEXT = """\
@@ -40,6 +41,15 @@ NUMBERS = {
         "ppl": 20.0, "ppl_low": 19.0, "ppl_high": 21.5,
         "token_s": 0.4, "token_s_low": 0.3, "token_s_high": 0.5,
     },
+}  # fmt: skip
+
+# One claim of chapter 4 with all that the audit asks for.
+SEEDS = Basis(n="seeds", of="seeds", limiter="noise", evidence="sec-shown")
+EXACT = Basis(n=1, of="", limiter="nothing", evidence="")
+CLAIM = Claim("the_share", 4, "A share <of> it", "%", "exact", "seeds")
+WHOLE = {
+    "the_share": 5.0, "the_share_low": 4.0, "the_share_high": 6.0, "the_share_n": 20,
+    "the_share_interval": "Student",
 }  # fmt: skip
 
 

@@ -267,30 +267,24 @@ def audit(
     from thesis_book.execute.chapters import repository
     from thesis_book.execute.claims import read_claims
 
-    known, found = read_claims(), read_run(run)
+    known, executed = read_claims(), read_run(run)
     numbers = {claim.chapter for claim in known.claims.values()}
-    records = [r for n in sorted(numbers) if (r := found.record(n, profile))]
-    labels = audit_.sections(repository())
-    audited = audit_.audit(known, records, labels)
-    peers = audit_.audit_peers(known, labels)
-    show(
-        {
-            each.claim.key: {
-                "state": each.state, "n": each.n, "of": each.basis.of,
-                "interval": each.interval, "limiter": each.basis.limiter,
-                "evidence": each.basis.evidence, "missed": each.missed,
-                "accepted": each.basis.accepted,
-            }
-            for each in audited
-        },
-        as_json,
-        audit_.lines(audited, peers),
-    )  # fmt: skip
-    red = sum(each.state == "red" for each in (*audited, *peers))
-    require(
-        not red,
-        f"{red} claims or peers miss a floor: {audit_.REMEDY}",
-    )
+    records = [r for n in sorted(numbers) if (r := executed.record(n, profile))]
+    audited = audit_.audit(known, records, audit_.sections(repository()))
+    shown = [
+        "state",
+        "n",
+        "of",
+        "interval",
+        "limiter",
+        "evidence",
+        "missed",
+        "accepted",
+    ]
+    claims = audited.query("what == 'claims'").set_index("name").filter(shown)
+    show(claims.to_dict("index"), as_json, audit_.lines(audited))
+    red = sum(audited["state"] == "red")
+    require(not red, f"{red} claims or peers miss a floor: {audit_.REMEDY}")
 
 
 @command

@@ -8,20 +8,21 @@ configurations than its users would try.
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import groupby, islice
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from thesis_book.compare.comparison import Quantity, quantity
+import pandas as pd
+
+from thesis_book.compare.comparison import quantity
 from thesis_book.compare.present import (
     format_number,
     format_quantity,
     markdown,
     markdown_table,
 )
-from thesis_book.execute.claims import Basis, Change, Claim, Claims, Peer
+from thesis_book.execute.claims import Change, Claims, Peer
 from thesis_book.execute.records import Record
 from thesis_lib.common.stats import LEAST, RANGE, least_samples
 
@@ -34,45 +35,75 @@ REMEDY = (
 )
 CONFIGURATIONS = 3  # of a peer, the best of which is shown
 REASON_WORDS = 5  # distinct words of an `accepted:`, at least
+COLUMNS = [
+    "what", "name", "missed", "state", "limiter", "evidence", "accepted", "tried",
+    "chapter", "title", "says", "unit", "kind", "rtol", "value", "n", "of", "interval",
+    "rests", "record", "processors", "changed",
+]  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Audited:
-    """A claim with what it rests on in one run, and the floors that it misses."""
-
-    claim: Claim
-    basis: Basis
-    value: Quantity | None
-    n: int | None
-    interval: str  # the method's name; "" for none
-    record: Record | None
-    processors: tuple[str, ...]  # on which it was seen
-    missed: tuple[str, ...]
-    unexcused: bool = False  # whether one of these is excused by no reason
-    changed: Change | None = None  # the last time that its reference was replaced
-
-    @property
-    def state(self) -> str:
-        """Good, accepted or red."""
-        return _state(self.missed, self.unexcused, self.basis.accepted)
+def sections(checkout: Path) -> set[str]:
+    """Return the labels of the sections of all chapters."""
+    texts = (path.read_text() for path in checkout.glob("notebooks/*.ipynb"))
+    return {label for text in texts for label in re.findall(r"\((sec-[\w-]+)\)=", text)}
 
 
-@dataclass(frozen=True, slots=True)
-class AuditedPeer:
-    """A peer, and the floors that the comparison with it misses."""
+def audit(
+    claims: Claims,
+    run: Sequence[Record],
+    labels: Collection[str],
+    everywhere: Sequence[Record] = (),
+    history: Sequence[Change] = (),
+) -> pd.DataFrame:
+    """Hold each claim of a run, and each peer, against the floors: a row for each.
 
-    name: str
-    peer: Peer
-    missed: tuple[str, ...]
-    unexcused: bool = False  # whether one of these is excused by no reason
+    Args:
+        claims: All claims and peers, in whose order the rows are.
+        run: Records of the chapters.
+        labels: Those of the `sections`, each of which may be evidence.
+        everywhere: Records of other machines.
+        history: What has changed.
 
-    @property
-    def state(self) -> str:
-        """Good, accepted or red."""
-        return _state(self.missed, self.unexcused, self.peer.accepted)
+    Returns:
+        `what` is "claims" or "peers". Columns of both are `name`, `limiter`,
+        `evidence` and `accepted` as in data/claims.yml, `missed` (floors in words) and
+        `state` (good, accepted or red). Of a peer there is `tried`, of a claim those
+        of `Claim`, `value` (a Quantity or None), `n`, `of`, `interval` (the name of its
+        method, "" for none), what it `rests` on in words, its chapter's `record` or
+        None, `processors` on which it was seen, and how it was last `changed` or None.
+    """
+    by_chapter = {record.number: record for record in run}
+    last = {change.claim: change for change in history}
+    rows = []
+    for claim in claims.claims.values():
+        basis, record = claims.bases[claim.rests_on], by_chapter.get(claim.chapter)
+        numbers = record.numbers if record else {}
+        counted = numbers.get(basis.n) if isinstance(basis.n, str) else basis.n
+        n = numbers.get(f"{claim.key}_n", counted)
+        seen = [r for r in (record, *everywhere) if r and claim.key in r.numbers]
+        row = asdict(claim) | asdict(basis)
+        row |= {
+            "what": "claims",
+            "name": claim.key,
+            "title": claim.title,
+            "counted": basis.n,
+            "value": quantity(claim.key, record),
+            "n": int(n) if isinstance(n, int | float) else None,  # a table's is a float
+            "interval": str(numbers.get(f"{claim.key}_interval", "")),
+            "record": record,
+            "processors": tuple(dict.fromkeys(str(r.machine["cpu"]) for r in seen)),
+            "changed": last.get(claim.key),
+        }
+        missing, few = _faults(row, numbers, labels)
+        row["state"] = _state(missing + few, bool(missing), basis.accepted)
+        rests = _rests(row, numbers.get(basis.each))
+        rows.append(row | {"missed": missing + few, "rests": rests})
+    rows += [_peer(name, peer, labels) for name, peer in claims.peers.items()]
+    return pd.DataFrame(rows, columns=COLUMNS, dtype=object)
 
 
-def _state(missed: tuple[str, ...], unexcused: bool, accepted: str) -> str:
+def _state(missed: list[str], unexcused: bool, accepted: str) -> str:
+    """Good, accepted or red; `unexcused` is a floor that no reason excuses."""
     if not missed:
         return "good"
     return "accepted" if accepted and not unexcused else "red"
@@ -85,232 +116,143 @@ def _not_a_reason(accepted: str) -> list[str]:
     return [f"accepted must be {REASON_WORDS} distinct words or more, got {accepted!r}"]
 
 
-def sections(checkout: Path) -> set[str]:
-    """The labels of the sections of all chapters."""
-    texts = (path.read_text() for path in checkout.glob("notebooks/*.ipynb"))
-    return {label for text in texts for label in re.findall(r"\((sec-[\w-]+)\)=", text)}
-
-
-def audit(
-    claims: Claims,
-    run: Sequence[Record],
-    labels: Collection[str],
-    everywhere: Sequence[Record] = (),
-    history: Sequence[Change] = (),
-) -> list[Audited]:
-    """Each claim of a run against the floors, in the order of the claims.
-
-    `labels` are those of the `sections`, each of which may be evidence; `everywhere`
-    are the records of other machines, and `history` says what has changed.
-    """
-    by_chapter = {record.number: record for record in run}
-    last = {change.claim: change for change in history}
-    return [
-        replace(
-            _audited(
-                claim, claims.bases[claim.rests_on], by_chapter, labels, everywhere
-            ),
-            changed=last.get(claim.key),
-        )
-        for claim in claims.claims.values()
-    ]
-
-
-def _audited(
-    claim: Claim,
-    basis: Basis,
-    by_chapter: Mapping[int, Record],
-    labels: Collection[str],
-    everywhere: Sequence[Record],
-) -> Audited:
-    record = by_chapter.get(claim.chapter)
-    numbers = record.numbers if record else {}
-    counted = numbers.get(basis.n) if isinstance(basis.n, str) else basis.n
-    n = numbers.get(f"{claim.key}_n", counted)
-    seen = [r for r in (record, *everywhere) if r and claim.key in r.numbers]
-    found = Audited(
-        claim=claim,
-        basis=basis,
-        value=quantity(claim, record),
-        n=int(n) if isinstance(n, int | float) else None,  # a table makes it a float
-        interval=str(numbers.get(f"{claim.key}_interval", "")),
-        record=record,
-        processors=tuple(dict.fromkeys(str(r.machine["cpu"]) for r in seen)),
-        missed=(),
-    )
-    missing = tuple(_missing(found, numbers, labels))
-    few = () if found.value is None else tuple(_too_few(found, numbers))
-    return replace(found, missed=missing + few, unexcused=bool(missing))
-
-
-def _missing(
-    found: Audited, numbers: Mapping[str, Any], labels: Collection[str]
-) -> Iterator[str]:
-    """In words, what a claim has to have, whatever it rests on."""
-    claim, basis = found.claim, found.basis
-    yield from _not_a_reason(basis.accepted)
-    if basis.limiter != "nothing" and basis.evidence not in labels:
-        yield f"no section {basis.evidence}, which is to show what limits it"
-    if found.value is None:
-        yield (
-            f"not published by this run: its chapter has to publish {claim.key}, and "
-            "its reference to be made again (thesis claims --update)"
-        )
-    elif found.n is None:
-        yield (
-            f"nothing says how many {basis.of} it rests on: its chapter has to publish "
-            f"{basis.n or claim.key + '_n'}"
-        )
-    elif claim.samples and claim.samples not in numbers:
-        yield (
-            "nothing says of how many samples this percentile is: its chapter has to "
-            f"publish {claim.samples}"
-        )
-
-
-def _too_few(found: Audited, numbers: Mapping[str, Any]) -> Iterator[str]:
-    """In words, each floor of observations that a claim misses."""
-    claim, basis, n = found.claim, found.basis, found.n
-    if n is None or basis.limiter == "nothing":
-        return
-    if claim.quantile is not None and claim.samples in numbers:
-        least, samples = least_samples(claim.quantile), numbers[claim.samples]
+def _faults(
+    row: Mapping[str, Any], numbers: Mapping[str, Any], labels: Collection[str]
+) -> tuple[list[str], list[str]]:
+    """Say what a claim has to have, which no reason excuses, and what is too few."""
+    key, n, of, samples = row["name"], row["n"], row["of"], numbers.get(row["samples"])
+    limited, publish = row["limiter"] != "nothing", "its chapter has to publish"
+    missing, few = _not_a_reason(row["accepted"]), []
+    if limited and row["evidence"] not in labels:
+        missing += [f"no section {row['evidence']}, which is to show what limits it"]
+    if row["value"] is None:
+        again = "its reference to be made again (thesis claims --update)"
+        missing += [f"not published by this run: {publish} {key}, and {again}"]
+    elif n is None:
+        unknown = f"nothing says how many {of} it rests on"
+        missing += [f"{unknown}: {publish} {row['counted'] or key + '_n'}"]
+    elif row["samples"] and samples is None:
+        unknown = "nothing says of how many samples this percentile is"
+        missing += [f"{unknown}: {publish} {row['samples']}"]
+    if row["value"] is None or n is None or not limited:
+        return missing, few
+    if row["quantile"] is not None and samples is not None:
+        least = least_samples(row["quantile"])
         if samples < least:
-            yield (
-                f"{samples} samples: with fewer than {least} the largest may lie below "
-                "this percentile"
-            )
+            lies = "the largest may lie below this percentile"
+            few += [f"{samples} samples: with fewer than {least} {lies}"]
     if n < LEAST:
-        yield f"{n} {basis.of}: {LEAST} are needed for an interval"
-    elif not found.interval or found.interval == RANGE:
-        yield f"no interval, of {n} {basis.of}"
+        few += [f"{n} {of}: {LEAST} are needed for an interval"]
+    elif row["interval"] in ("", RANGE):
+        few += [f"no interval, of {n} {of}"]
+    return missing, few
 
 
-def audit_peers(claims: Claims, labels: Collection[str]) -> list[AuditedPeer]:
-    """Each peer against the floors of a fair comparison."""
-    found = []
-    for name, peer in claims.peers.items():
-        missed = [] if peer.limiter else ["nothing says what limits it"]
-        if peer.evidence not in labels:
-            missed += [f"no section {peer.evidence}, which is to show it"]
-        missed += _not_a_reason(peer.accepted)
-        distinct = {" ".join(each.casefold().split()) for each in peer.tried} - {""}
-        if len(distinct) < len(peer.tried):
-            missed += ["tried must name each configuration once, and none as ''"]
-        few = len(distinct) < CONFIGURATIONS
-        tried = [f"{len(distinct)} of {CONFIGURATIONS} configurations tried"] * few
-        found += [AuditedPeer(name, peer, (*missed, *tried), bool(missed))]
-    return found
+def _rests(row: Mapping[str, Any], length: float | None) -> str:
+    """How many of what a claim rests on, and by which method its ends are found."""
+    if not row["of"]:
+        return "exact"
+    of = f" of {length:,.0f} transactions" if length else ""
+    method = f", {row['interval']}" if row["interval"] else ""
+    return f"{row['n']} {row['of']}{of}{method}"
 
 
-def lines(audited: Sequence[Audited], peers: Sequence[AuditedPeer]) -> list[str]:
-    """The audit as a terminal shows it: a line for whatever misses a floor."""
-    found = [
-        *((each.claim.key, each, each.basis.accepted) for each in audited),
-        *((each.name, each, each.peer.accepted) for each in peers),
-    ]
-    return [
-        f"{name:<44} {each.state:<9} {'; '.join(each.missed)}"
-        + (f" ({accepted})" if accepted else "")
-        for name, each, accepted in found
-        if each.missed
-    ] + [summary(audited, "claims"), summary(peers, "peers")]
+def _peer(name: str, peer: Peer, labels: Collection[str]) -> dict[str, Any]:
+    """Hold a peer against the floors of a fair comparison."""
+    missed = [] if peer.limiter else ["nothing says what limits it"]
+    if peer.evidence not in labels:
+        missed += [f"no section {peer.evidence}, which is to show it"]
+    missed += _not_a_reason(peer.accepted)
+    distinct = {" ".join(each.casefold().split()) for each in peer.tried} - {""}
+    if len(distinct) < len(peer.tried):
+        missed += ["tried must name each configuration once, and none as ''"]
+    unexcused = bool(missed)
+    if len(distinct) < CONFIGURATIONS:
+        missed += [f"{len(distinct)} of {CONFIGURATIONS} configurations tried"]
+    state = _state(missed, unexcused, peer.accepted)
+    row = {"what": "peers", "name": name, "missed": missed, "state": state}
+    return asdict(peer) | row
 
 
-def summary(audited: Sequence[Audited | AuditedPeer], what: str) -> str:
-    """How many are in which state, in one sentence."""
-    counts = Counter(each.state for each in audited)
-    if counts["good"] == len(audited):
-        return f"All {len(audited)} {what} meet every floor."
+def lines(audited: pd.DataFrame) -> list[str]:
+    """Return the audit as a terminal shows it: a line for whatever misses a floor."""
+    shown = []
+    row: Any
+    for row in audited.query("state != 'good'").itertuples():
+        reason = f" ({row.accepted})" if row.accepted else ""
+        shown.append(f"{row.name:<44} {row.state:<9} {'; '.join(row.missed)}{reason}")
+    return [*shown, summary(audited, "claims"), summary(audited, "peers")]
+
+
+def summary(audited: pd.DataFrame, what: str) -> str:
+    """Count claims or peers in each state, in one sentence."""
+    counts = Counter(audited["state"][audited["what"] == what])
+    if counts["good"] == counts.total():
+        return f"All {counts.total()} {what} meet every floor."
     missing = " and ".join(
         f"{counts[state]} {words}" for state, words in MISSING.items() if counts[state]
     )
     return (
-        f"{counts['good']} of {len(audited)} {what} meet every floor. The others miss "
-        f"at least one: {missing}."
+        f"{counts['good']} of {counts.total()} {what} meet every floor. The others "
+        f"miss at least one: {missing}."
     )
 
 
 def page_lines(
-    audited: Sequence[Audited],
-    peers: Sequence[AuditedPeer],
-    doubted: Mapping[str, Mapping[str, str]],
+    audited: pd.DataFrame, doubted: Mapping[str, Mapping[str, str]]
 ) -> list[str]:
-    """The audit as the book shows it, in MyST Markdown: each claim has an anchor.
+    """Return the audit as MyST Markdown for the book: each claim has an anchor.
 
     `doubted` is as `cards.claim_cards` takes it.
     """
-    lines = [summary(audited, "claims") + " " + summary(peers, "peers")]
-    for number, chapter in groupby(audited, lambda each: each.claim.chapter):
-        claims = list(chapter)
-        seen = max((each.processors for each in claims), key=len)
-        kinds = f"Its claims were seen on {' and '.join(seen) or 'no machine'}."
-        made = (each.record for each in claims if each.record)
-        ran = [
-            f"The chapter ran for {r.seconds:,.0f} s, at commit `{r.commit}`."
-            for r in islice(made, 1)
-        ]
-        rows = [
-            [
-                f"[]{{#{anchor(each.claim.key)}}}{markdown(each.claim.title)}",
-                markdown(format_quantity(each.value, each.claim)),
-                f"{rests(each)}{_limit(each.basis)}",
-                "; ".join(filter(None, _remarks(each, doubted))),
-            ]
-            for each in claims
-        ]
-        lines += ["", f"## Chapter {number}", "", " ".join([*ran, kinds]), ""]
-        head = ["Claim", "Value", "Rests on", "Remarks"]
-        lines += markdown_table(head, rows, css="audit")
-    rows = [
-        [
-            markdown(each.name),
-            "; ".join(each.peer.tried),
-            f"{{ref}}`{each.peer.limiter} <{each.peer.evidence}>`",
-            "; ".join(filter(None, [*each.missed, each.peer.accepted])),
-        ]
-        for each in peers
-    ]
-    lines += ["", "## Peers", ""]
+    lines = [summary(audited, "claims") + " " + summary(audited, "peers")]
+    head = ["Claim", "Value", "Rests on", "Remarks"]
+    claims = audited.query("what == 'claims'")
+    for number, chapter in claims.groupby("chapter", sort=False):
+        seen = " and ".join(max(chapter["processors"], key=len)) or "no machine"
+        where = f"Its claims were seen on {seen}."
+        for record in [*filter(None, chapter["record"])][:1]:
+            ran = f"ran for {record.seconds:,.0f} s, at commit `{record.commit}`"
+            where = f"The chapter {ran}. {where}"
+        rows = [_claim_cells(row, doubted) for row in chapter.itertuples()]
+        table = markdown_table(head, rows, css="audit")
+        lines += ["", f"## Chapter {number}", "", where, "", *table]
+    peers = audited.query("what == 'peers'").itertuples()
     head = ["Peer", "Tried", "Limited by", "Remarks"]
-    return lines + markdown_table(head, rows, css="audit")
+    table = markdown_table(head, map(_peer_cells, peers), css="audit")
+    return [*lines, "", "## Peers", "", *table]
+
+
+def _claim_cells(row: Any, doubted: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Return the row of a claim: whether to believe it, and what it was before."""
+    remarks = [*row.missed, row.accepted if row.missed else ""]
+    if row.record and row.name in doubted.get(row.record.chapter, {}):
+        remarks.insert(0, "{ref}`in doubt <sec-doubts>`")
+    if row.changed is not None:
+        was, now = format_number(row.changed.was), format_number(row.changed.now)
+        before = markdown(was) if was != now else "other last bits"
+        remarks.append(
+            f"{before} until {row.changed.date} (`{row.changed.commit[:7]}`)"
+        )
+    limit = f"; limited by {row.limiter} ({{numref}}`{row.evidence}`)"
+    return [
+        f"[]{{#{anchor(row.name)}}}{markdown(row.title)}",
+        markdown(format_quantity(row.value, row.rtol)),
+        row.rests + (limit if row.limiter != "nothing" else ""),
+        "; ".join(filter(None, remarks)),
+    ]
+
+
+def _peer_cells(row: Any) -> list[str]:
+    """Return the row of a peer."""
+    return [
+        markdown(row.name),
+        "; ".join(row.tried),
+        f"{{ref}}`{row.limiter} <{row.evidence}>`",
+        "; ".join(filter(None, [*row.missed, row.accepted])),
+    ]
 
 
 def anchor(key: str) -> str:
-    """Where the row of a claim stands on the book's page, as an id of HTML."""
+    """Return the id of HTML of a claim's row on the book's page."""
     return f"claim-{key.replace('_', '-')}"
-
-
-def rests(audited: Audited) -> str:
-    """How many of what a claim rests on, and by which method its ends are found."""
-    if not audited.basis.of:
-        return "exact"
-    counted = f"{audited.n} {audited.basis.of}"
-    numbers = audited.record.numbers if audited.record else {}
-    if length := numbers.get(audited.basis.each):
-        counted += f" of {length:,.0f} transactions"
-    return f"{counted}, {audited.interval}" if audited.interval else counted
-
-
-def _remarks(
-    audited: Audited, doubted: Mapping[str, Mapping[str, str]]
-) -> Iterator[str]:
-    """Whether to believe a claim, which floors it misses, and what it was before."""
-    if (record := audited.record) and audited.claim.key in doubted.get(
-        record.chapter, {}
-    ):
-        yield "{ref}`in doubt <sec-doubts>`"
-    yield from audited.missed
-    if audited.missed:
-        yield audited.basis.accepted
-    if (changed := audited.changed) is not None:
-        was, now = format_number(changed.was), format_number(changed.now)
-        seen = f"{markdown(was)} until" if was != now else "other last bits until"
-        yield f"{seen} {changed.date} (`{changed.commit[:7]}`)"
-
-
-def _limit(basis: Basis) -> str:
-    """What limits a claim, and where that is shown."""
-    if basis.limiter == "nothing":
-        return ""
-    return f"; limited by {basis.limiter} ({{numref}}`{basis.evidence}`)"

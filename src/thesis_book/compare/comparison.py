@@ -7,7 +7,7 @@ is one table with a row for each claim, profile and run.
 
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,11 +16,9 @@ import pandas as pd
 from thesis_book.execute.chapters import PROFILE_PARAMETER, PROFILES, read_records
 from thesis_book.execute.claims import (
     EQUAL,
-    RATES,
     REFERENCE,
     RESOURCES,
     Claim,
-    Rates,
     Verdict,
     expected_ratio,
     judge,
@@ -43,13 +41,13 @@ class Run:
     committed: bool = False  # the reference of the claims: `data/reference`
 
     def record(self, chapter: int, profile: str) -> Record | None:
-        """Its record of a chapter: of `profile` if there is one, of another if not.
+        """Return its record of a chapter: of `profile`, or else of another one.
 
         The committed run has several profiles, and no other stands for one of them.
         """
-        found = [r for r in self.records if r.number == chapter]
-        same = [r for r in found if r.profile == profile]
-        return next(iter(same or ([] if self.committed else found)), None)
+        records = [r for r in self.records if r.number == chapter]
+        same = [r for r in records if r.profile == profile]
+        return next(iter(same or ([] if self.committed else records)), None)
 
 
 class Quantity(NamedTuple):
@@ -61,15 +59,29 @@ class Quantity(NamedTuple):
     method: str = ""  # of the interval
 
 
+# Columns of `Comparison.rows`, as JSON has them: of a claim, and of a run.
+OF_CLAIM = [
+    "chapter", "says", "unit", "claim", "kind", "profile", "published",
+]  # fmt: skip
+OF_RUN = [
+    "run", "value", "difference", "ratio", "expected_ratio", "demand", "verdict",
+    "good", "text",
+]  # fmt: skip
+COLUMNS = [
+    *OF_CLAIM, *OF_RUN, "reference", "title", "state", "rtol", "why", "follows",
+    "factor",
+]  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """All claims and all machines.
 
-    `rows` has a row for each claim, profile and run: `claim` (a Claim), `kind`,
-    `profile`, `run` (its label), `reference` and `value` (a Quantity or None), `apart`
-    (a Quantity: of a time the ratio to the reference, otherwise the difference; or
-    None), `expected` (of a time the ratio that the machine's rate predicts, or None),
-    and the verdict as `word`, `state` and `text`.
+    `rows` has a row for each claim, profile and run. Columns are those of `Claim`, with
+    its key as `claim`, and `profile`, `run` (its label), `reference` and `value` (a
+    Quantity or None), `ratio` to the reference (of a time) or `difference` (of
+    another one; a Quantity or None), `expected_ratio` (that the machine's rate predicts
+    of a time, or None), `demand`, and the `verdict`, its `state` and its `text`.
     """
 
     reference: str
@@ -89,42 +101,27 @@ class Comparison:
         """Return plain values for JSON."""
         entries: dict[tuple[str, str], dict[str, Any]] = {}
         for row in self.rows.to_dict("records"):
-            claim, is_time = row["claim"], row["kind"] == "time"
-            entry = {name: getattr(claim, name) for name in ("chapter", "says", "unit")}
-            entry |= {"claim": claim.key, "kind": claim.kind, "profile": row["profile"]}
-            entry |= {"published": claim.published, "runs": []}
-            entry |= {"reference": _plain(row["reference"])}
-            apart = _plain(row["apart"])
-            of_run = {
-                "run": row["run"],
-                "value": _plain(row["value"]),
-                "difference": None if is_time else apart,
-                "ratio": apart if is_time else None,
-                "expected_ratio": row["expected"],
-                "demand": demand(claim, row["expected"]),
-                "verdict": row["word"],
-                "good": row["state"] != "bad",
-                "text": row["text"],
+            plain = {
+                name: cell._asdict() if isinstance(cell, Quantity) else cell
+                for name, cell in row.items()
             }
-            known = entries.setdefault((claim.key, row["profile"]), entry)
-            known["runs"].append(of_run)
+            entry = {name: plain[name] for name in OF_CLAIM}
+            entry |= {"runs": [], "reference": plain["reference"]}
+            known = entries.setdefault((row["claim"], row["profile"]), entry)
+            known["runs"].append({name: plain[name] for name in OF_RUN})
         rows = list(entries.values())
         return {"reference": self.reference, "rows": rows, "machines": self.machines}
 
 
-def _plain(quantity: Quantity | None) -> dict[str, Any] | None:
-    return quantity and quantity._asdict()
-
-
 # --- What is read ------------------------------------------------------------
 def read_reference() -> Run:
-    """The committed reference run, of every profile; without records if none is."""
+    """Read the committed run, of every profile; without records if there is none."""
     records = reference_records(data_folder() / REFERENCE)
     return Run(REFERENCE, tuple(records), committed=True)
 
 
 def read_run(name: str) -> Run:
-    """The run in the folder `name`, or the committed one for the word `reference`.
+    """Read the run in the folder `name`, or for the word `reference` the committed one.
 
     Raises InvalidInput where there is none.
     """
@@ -145,19 +142,19 @@ def read_run(name: str) -> Run:
 
 
 # --- What is compared --------------------------------------------------------
-def quantity(claim: Claim, record: Record | None) -> Quantity | None:
-    """The value of a claim in a record, with its interval."""
-    if record is None or claim.key not in record.numbers:
+def quantity(key: str, record: Record | None) -> Quantity | None:
+    """Return a number of a record with its interval; None where it has none."""
+    if record is None or key not in record.numbers:
         return None
-    low, high = (record.numbers.get(f"{claim.key}_{end}") for end in ("low", "high"))
+    low, high = (record.numbers.get(f"{key}_{end}") for end in ("low", "high"))
     if isinstance(low, str | None) or isinstance(high, str | None):
-        return Quantity(record.numbers[claim.key])
-    method = str(record.numbers.get(f"{claim.key}_interval", ""))
-    return Quantity(record.numbers[claim.key], low, high, method)
+        return Quantity(record.numbers[key])
+    method = str(record.numbers.get(f"{key}_interval", ""))
+    return Quantity(record.numbers[key], low, high, method)
 
 
 def apart(mine: Quantity, theirs: Quantity, as_ratio: bool = False) -> Quantity | None:
-    """Mine less theirs, or over theirs; the interval is the widest that both allow.
+    """Return mine less theirs, or over theirs, with the widest interval of both.
 
     None between words, and for a ratio of what is not positive.
     """
@@ -174,55 +171,37 @@ def apart(mine: Quantity, theirs: Quantity, as_ratio: bool = False) -> Quantity 
 
 
 def other_parameters(mine: Record, theirs: Record) -> str:
-    """The first parameters that two records of a chapter differ in; '' for none."""
-    names = sorted((mine.parameters.keys() | theirs.parameters) - {PROFILE_PARAMETER})
-    sides = [
-        [r.parameters.get(name, "nothing") for name in names] for r in (mine, theirs)
-    ]
-    differing = [
-        f"{name}={here} instead of {there}"
-        for name, here, there in zip(names, *sides, strict=True)
-        if here != there
-    ]
+    """Name the first parameters that two records differ in; '' for none."""
+    differing = []
+    for name in sorted(mine.parameters.keys() | theirs.parameters):
+        here, there = (r.parameters.get(name, "nothing") for r in (mine, theirs))
+        if here != there and name != PROFILE_PARAMETER:
+            differing.append(f"{name}={here} instead of {there}")
     more = len(differing) - MOST_NAMED
     named = ", ".join(differing[:MOST_NAMED])
     return f"{named} and {more} more" if more > 0 else named
 
 
-def comparable_rates(mine: Record, theirs: Record) -> Rates:
-    """Both machines' rates, without the disk's where it was read in another way."""
-    sides = mine.machine, theirs.machine
-    if sides[0].get("drain_how") != sides[1].get("drain_how"):
-        drain = RATES["drain"]
-        sides = tuple({k: v for k, v in s.items() if k != drain} for s in sides)
-    return sides[0], sides[1]
-
-
 def demand(claim: Claim, expected: float | None) -> str:
-    """What a claim of its kind demands of a run on another machine."""
+    """Say what a claim of its kind demands of a run on another machine."""
     if claim.kind in EQUAL:
         return "equal bit for bit" if claim.kind == "exact" else "read from a record"
     if claim.kind == "tolerance":
-        share = percent(claim.rtol or 0)
-        return f"within {share} of the reference: {claim.why}"
+        return f"within {percent(claim.rtol or 0)} of the reference: {claim.why}"
     follows = f"by the rate of the {RESOURCES[claim.follows or '']}"
     if expected is None:
         return f"{follows}, which is not known on both machines"
-    return (
-        f"{expected:.2f} times the reference {follows}, within a factor of "
-        f"{claim.factor:g}"
-    )
+    near = f"within a factor of {claim.factor:g}"
+    return f"{expected:.2f} times the reference {follows}, {near}"
 
 
 def _row(claim: Claim, profile: str, run: Run, reference: Run) -> dict[str, Any]:
     """Return the row of a claim in one run."""
-    mine = run.record(claim.chapter, profile)
-    theirs = reference.record(claim.chapter, profile)
-    value, base = quantity(claim, mine), quantity(claim, theirs)
-    rates = comparable_rates(mine, theirs) if mine and theirs else None
-    is_time = claim.kind == "time"
-    expected = expected_ratio(claim, rates) if is_time else None
-    distance = None
+    mine, theirs = (r.record(claim.chapter, profile) for r in (run, reference))
+    value, base = quantity(claim.key, mine), quantity(claim.key, theirs)
+    is_time, expected, distance = claim.kind == "time", None, None
+    if is_time and mine and theirs:
+        expected = expected_ratio(claim, mine.machine, theirs.machine)
     if mine is None:
         verdict = Verdict("not run", "open", "this run has no record of it")
     elif base is None or theirs is None:
@@ -231,53 +210,53 @@ def _row(claim: Claim, profile: str, run: Run, reference: Run) -> dict[str, Any]
         verdict = Verdict("not comparable", "open", f"parameters differ: {other}")
         expected = None
     else:
-        verdict = judge(claim, value.value if value else None, base.value, rates)
+        verdict = judge(claim, value.value if value else None, base.value, expected)
         distance = apart(value, base, as_ratio=is_time) if value else None
         if distance and claim.kind in EQUAL:
             distance = Quantity(distance.value)
-    return {
-        "claim": claim,
-        "kind": claim.kind,
+    return asdict(claim) | {
+        "claim": claim.key,
+        "title": claim.title,
         "profile": profile,
         "run": run.label,
         "reference": base,
         "value": value,
-        "apart": distance,
-        "expected": expected,
-        **verdict._asdict(),
+        "difference": None if is_time else distance,
+        "ratio": distance if is_time else None,
+        "expected_ratio": expected,
+        "demand": demand(claim, expected),
+        "verdict": verdict.word,
+        "state": verdict.state,
+        "good": verdict.good,
+        "text": verdict.text,
     }
 
 
-COLUMNS = [
-    "claim", "kind", "profile", "run", "reference", "value", "apart", "expected",
-    "word", "state", "text",
-]  # fmt: skip
-
-
 def _profiles(chapter: int, runs: Iterable[Run]) -> list[str]:
-    """Profiles of a chapter in some runs; [] where no run has it."""
+    """Return the profiles of a chapter in some runs; [] where no run has it."""
     records = [record for run in runs for record in run.records]
-    found = {r.profile for r in records if r.number == chapter}
-    known = [name for name in PROFILES if name in found]
-    return known + sorted(found.difference(known))
+    profiles = {r.profile for r in records if r.number == chapter}
+    known = [name for name in PROFILES if name in profiles]
+    return known + sorted(profiles.difference(known))
 
 
-def describe_machine(run: Run, reference: Run) -> dict[str, Any]:
-    """Describe what a run was made on and with, compared with its reference.
+def describe_machine(run: Run, reference: Run | None = None) -> dict[str, Any]:
+    """Describe what a run was made on and with, compared with its reference, or itself.
 
     `machines`, `commits` and `lock_sha256` list each once. `of_reference` counts the
     chapters that are the reference's own, `ratio` is that of the run times of chapters
     that can be compared. Sizes are in bytes, times in seconds.
     """
-    records = run.records
+    records, reference = run.records, reference or run
     pairs = [(r, reference.record(r.number, r.profile)) for r in records]
     timed = [(r, o) for r, o in pairs if o and not other_parameters(r, o)]
     mine_s, theirs_s = (sum(pair[side].seconds for pair in timed) for side in (0, 1))
     watched = [r for r in records if {"mean", "most"} <= r.load_average.keys()]
-    loads = [(r.load_average["mean"], r.seconds) for r in watched]
-    total_s = sum(seconds for _, seconds in loads)
+    load_s = sum(r.load_average["mean"] * r.seconds for r in watched)
+    total_s = sum(r.seconds for r in watched)
     locks = list(dict.fromkeys(r.lock_sha256 for r in records))
     machines = [r.machine for r in records]
+    has_ratio = theirs_s and run.label != reference.label
     return {
         "run": run.label,
         "machines": [m for i, m in enumerate(machines) if m not in machines[:i]],
@@ -286,15 +265,13 @@ def describe_machine(run: Run, reference: Run) -> dict[str, Any]:
         "lock_sha256": locks,
         "same_lock": {*locks} <= {r.lock_sha256 for r in reference.records or records},
         "peak_memory_bytes": max(r.peak_memory_bytes for r in records),
-        "load_mean": sum(m * s for m, s in loads) / total_s if total_s else None,
+        "load_mean": load_s / total_s if total_s else None,
         "load_most": max((r.load_average["most"] for r in watched), default=None),
         "started": min(r.started for r in records),
         "chapters": len(records),
         "of_reference": sum(record == other for record, other in pairs),
         "seconds": sum(r.seconds for r in records),
-        "ratio": mine_s / theirs_s
-        if theirs_s and run.label != reference.label
-        else None,
+        "ratio": mine_s / theirs_s if has_ratio else None,
     }
 
 
@@ -324,8 +301,8 @@ def compare(
     ]
     if reference.committed:  # its machine is that of the chapters that were compared
         pairs = {(r.number, r.profile) for run in runs for r in run.records}
-        kept = [r for r in reference.records if (r.number, r.profile) in pairs]
-        reference = replace(reference, records=tuple(kept))
+        compared = [r for r in reference.records if (r.number, r.profile) in pairs]
+        reference = replace(reference, records=tuple(compared))
     columns = [reference, *(run for run in runs if run.label != reference.label)]
     return Comparison(
         reference.label,
@@ -336,23 +313,23 @@ def compare(
 
 
 def doubts(compared: Comparison, run: Run) -> dict[str, dict[str, str]]:
-    """Times of a run that should not be believed, by chapter and name, each with why.
+    """Return the times of a run not to be believed, by chapter and name, with why.
 
     Those whose measurement others disturbed, and claims whose verdict is UNEXPECTED.
     """
-    found: dict[str, dict[str, str]] = {}
+    doubted: dict[str, dict[str, str]] = {}
     for record in run.records:
         names = str(record.numbers.get("disturbed", "")).split()
         cause = f"disturbed: {record.numbers.get('disturbed_by', '')}"
-        found[record.chapter] = dict.fromkeys(names, cause)
+        doubted[record.chapter] = dict.fromkeys(names, cause)
     row: Any
     for row in compared.of(run.label).itertuples():
-        record = run.record(row.claim.chapter, row.profile)
-        if row.word == "UNEXPECTED" and record is not None:
-            names, why = found[record.chapter], f"UNEXPECTED, {row.text}"
-            known = names.get(row.claim.key)
-            names[row.claim.key] = f"{known}; {why}" if known else why
-    return {chapter: names for chapter, names in found.items() if names}
+        record = run.record(row.chapter, row.profile)
+        if row.verdict == "UNEXPECTED" and record is not None:
+            names, why = doubted[record.chapter], f"UNEXPECTED, {row.text}"
+            known = names.get(row.claim)
+            names[row.claim] = f"{known}; {why}" if known else why
+    return {chapter: names for chapter, names in doubted.items() if names}
 
 
 def compare_named(names: Sequence[str], claims: Mapping[str, Claim]) -> Comparison:

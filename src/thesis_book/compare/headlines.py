@@ -48,8 +48,8 @@ def headline_results(
     Memory is in GiB. No schedule violates less than the lower bound allows, no run
     takes more than its limit, and no token is faster than reading alone.
     """
-    known = {r.number: r.numbers for r in records if r.number in (4, 6)}
-    numbers: dict[str, Any] = {k: v for each in known.values() for k, v in each.items()}
+    known = [r.numbers for r in records if r.number in (4, 6)]
+    numbers: dict[str, Any] = {k: v for each in known for k, v in each.items()}
     needed = {key for _, _, key, _, _ in BARS} | {"headline_limit_gib"}
     if not needed <= numbers.keys():
         return None
@@ -63,9 +63,8 @@ def headline_results(
     for axis, says, key, kind, limited in BARS:
         ends = [numbers.get(f"{key}{end}", math.nan) for end in ("", "_low", "_high")]
         if kind == "published":
-            theirs = claims[key].published or {}
-            per_unit = 1 / GB_PER_GIB if axis == MEMORY else 1.0
-            ends = [per_unit * theirs.get("value", math.nan), math.nan, math.nan]
+            theirs = (claims[key].published or {}).get("value", math.nan)
+            ends = [theirs / (GB_PER_GIB if axis == MEMORY else 1), math.nan, math.nan]
         limit = limits[axis] if limited else math.nan
         rows.append([axis, says.format(**numbers), *ends, limit, kind])
     columns = ["axis", "says", "value", "low", "high", "limit", "kind"]

@@ -11,7 +11,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import astuple, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
@@ -26,16 +26,9 @@ KINDS: tuple[str, ...] = get_args(Kind)
 EQUAL = ("exact", "record")  # kinds of which every bit is the reference's
 # What keeps a number from being better. "nothing": it is exact, or a count of facts.
 Limiter = Literal[
-    "nothing",
-    "algorithm",
-    "bound",
-    "noise",
-    "processor",
-    "locks",
-    "disk",
-    "memory",
+    "nothing", "algorithm", "bound", "noise", "processor", "locks", "disk", "memory",
     "data",
-]
+]  # fmt: skip
 RATES = {"drain": "drain_bytes_per_s", "compute": "matmul_flops_per_s"}
 RESOURCES = {"drain": "disk", "compute": "processor"}
 FILE = "claims.yml"
@@ -47,7 +40,6 @@ REFERENCE = "reference"  # the committed run: its folder of records, and its nam
 class Basis:
     """What several claims rest on, and what keeps their numbers from being better."""
 
-    __pydantic_config__: ClassVar = STRICT
     of: str  # what is counted: what does not depend on another one of them
     limiter: Limiter
     evidence: str  # the label of the section that shows it
@@ -60,7 +52,6 @@ class Basis:
 class Peer:
     """Another system that this work is measured against, and how it was run."""
 
-    __pydantic_config__: ClassVar = STRICT
     tried: tuple[str, ...]  # documented configurations, the best of which is shown
     limiter: str  # what keeps it from being faster, in words
     evidence: str  # the label of the section that shows it
@@ -74,7 +65,6 @@ class Claim:
     Raises InvalidInput where it has what belongs to another kind.
     """
 
-    __pydantic_config__: ClassVar = STRICT
     key: str  # the name under which its chapter publishes it
     chapter: int
     says: str
@@ -85,7 +75,7 @@ class Claim:
     why: str = ""  # of a tolerance: what makes it differ
     follows: Literal["drain", "compute"] | None = None  # of a time: a rate (RATES)
     inverse: bool = False  # of a time: whether it is itself a rate or speed
-    factor: float | None = None  # of a time: how far from the prediction is expected
+    factor: float = 0.0  # of a time: how far from the prediction is expected
     published: dict | None = None  # value, unit and source of a figure of the thesis
     quantile: float | None = None  # of a percentile, in (0, 1): needs samples
     samples: str = ""  # of a percentile: the published name of how many there were
@@ -98,35 +88,37 @@ class Claim:
         return f"{self.says} ({self.unit})" if self.unit else self.says
 
     def __post_init__(self) -> None:
-        where, near = f"claim {self.key}", self.rtol is not None and 0 < self.rtol < 1
-        require(
-            (near and bool(self.why)) == (self.kind == "tolerance"),
-            f"{where}: a tolerance, and nothing else, has rtol in (0, 1) and why",
-        )
-        require(
-            (self.follows is not None and (self.factor or 0) > 1)
-            == (self.kind == "time"),
-            f"{where}: a time, and nothing else, has follows and a factor above 1",
-        )
-        require(
-            self.quantile is None or (0 < self.quantile < 1 and bool(self.samples)),
-            f"{where}: quantile={self.quantile} must lie in (0, 1), with the name of "
-            "how many samples there were as `samples`",
-        )
+        near = 0 < (self.rtol or 0) < 1 and bool(self.why)
+        timed = self.follows is not None and self.factor > 1
         names = {"value", "source"}
-        require(
-            self.published is None
-            or names <= self.published.keys() <= names | {"unit"},
-            f"{where}: published has a value, a source and, if it is not the claim's, "
-            "a unit, and nothing else",
-        )
+        for holds, message in (
+            (
+                near == (self.kind == "tolerance"),
+                "a tolerance, and nothing else, has rtol in (0, 1) and why",
+            ),
+            (
+                timed == (self.kind == "time"),
+                "a time, and nothing else, has follows and a factor above 1",
+            ),
+            (
+                self.quantile is None or (0 < self.quantile < 1 and bool(self.samples)),
+                f"quantile={self.quantile} must lie in (0, 1), with the name of how "
+                "many samples there were as `samples`",
+            ),
+            (
+                self.published is None
+                or names <= self.published.keys() <= names | {"unit"},
+                "published has a value, a source and, if it is not the claim's, a "
+                "unit, and nothing else",
+            ),
+        ):
+            require(holds, f"claim {self.key}: {message}")
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
     """A constant that prose may state as text, and where the code has it."""
 
-    __pydantic_config__: ClassVar = STRICT
     text: str
     attribute: str  # module:path.of.attributes
     factor: float = 1.0
@@ -136,7 +128,7 @@ class Setting:
 class Claims:
     """The whole file."""
 
-    __pydantic_config__: ClassVar = STRICT
+    __pydantic_config__: ClassVar = STRICT  # of all that it holds, too
     claims: dict[str, Claim]
     bases: dict[str, Basis] = field(default_factory=dict)
     peers: dict[str, Peer] = field(default_factory=dict)
@@ -163,10 +155,8 @@ def read_claims(path: Path | None = None) -> Claims:
     of that profile. Raises InvalidInput if malformed.
     """
     path = path or data_folder() / FILE
-    wrong, remedy = (
-        f"{path} cannot be read as claims",
-        f"the head of {path.name} shows an entry of each",
-    )
+    wrong = f"{path} cannot be read as claims"
+    remedy = f"the head of {path.name} shows an entry of each"
     try:
         content = yaml.safe_load(path.read_text())
         known = dict(content["claims"] or {})
@@ -190,7 +180,7 @@ def read_claims(path: Path | None = None) -> Claims:
 
 
 def reference_records(folder: Path) -> list[Record]:
-    """The records of the committed runs of all profiles; [] where there is none."""
+    """Read the committed records of all profiles; [] where there is none."""
     return [Record.read(path) for path in sorted(folder.glob("*/[0-9][0-9]_*.json"))]
 
 
@@ -207,22 +197,16 @@ class Verdict(NamedTuple):
         return self.state != "bad"
 
 
-Rates = tuple[Mapping, Mapping]  # the records' `machine` of a run and of the reference
+def expected_ratio(claim: Claim, mine: Mapping, theirs: Mapping) -> float | None:
+    """Predict the ratio of a time to its reference, by the rate that it follows.
 
-
-def _held(good: bool, words: tuple[str, str], text: str) -> Verdict:
-    """A verdict of something that was held: the first of two words where it is good."""
-    return Verdict(words[not good], "good" if good else "bad", text)
-
-
-def expected_ratio(claim: Claim, rates: Rates | None) -> float | None:
-    """How a time should stand to its reference, by the rate that it follows.
-
-    None where the rate is not known on both machines.
+    `mine` and `theirs` are the records' `machine` of a run and of the reference. None
+    where the rate is not known on both, or the disk was read in another way.
     """
     name = RATES[claim.follows or ""]
-    here, there = (side.get(name) for side in rates) if rates else (None, None)
-    if not here or not there:
+    here, there = mine.get(name), theirs.get(name)
+    same = claim.follows != "drain" or mine.get("drain_how") == theirs.get("drain_how")
+    if not (here and there and same):
         return None
     return here / there if claim.inverse else there / here
 
@@ -231,11 +215,11 @@ def judge(
     claim: Claim,
     value: Number | None,
     reference: Number | None,
-    rates: Rates | None = None,
+    expected: float | None = None,
 ) -> Verdict:
     """Compare a value with its reference as its kind demands.
 
-    With `rates` a time is held against the ratio of the rate that it follows.
+    A time is held against its `expected_ratio`, where there is one.
     """
     if value is None:
         return Verdict("not published", "bad", "the chapter did not publish it")
@@ -243,40 +227,42 @@ def judge(
         return Verdict("no reference", "open", "nothing to compare with")
     if claim.kind in EQUAL or isinstance(value, str) or isinstance(reference, str):
         good = value == reference
+        words = "equal", "DIFFERS"
         text = "bit for bit" if good else f"{value!r} is not {reference!r}"
-        return _held(good, ("equal", "DIFFERS"), text)
-    if claim.kind == "time":
+    elif claim.kind == "time":
         ratio = value / reference if reference else float("inf")
-        text, expected = (
-            f"{ratio:.2f} times the reference",
-            expected_ratio(claim, rates),
-        )
+        text = f"{ratio:.2f} times the reference"
         if expected is None:
             return Verdict("expected to differ", "open", text)
-        assert claim.factor is not None  # a time has one: checked when it was read
-        return _held(
-            expected / claim.factor <= ratio <= expected * claim.factor,
-            ("as expected", "UNEXPECTED"),
-            f"{text}; {expected:.2f} expected from the machine's "
-            f"{RESOURCES[claim.follows or '']}, within a factor of {claim.factor:g}",
+        good = expected / claim.factor <= ratio <= expected * claim.factor
+        words = "as expected", "UNEXPECTED"
+        text += (
+            f"; {expected:.2f} expected from the machine's "
+            f"{RESOURCES[claim.follows or '']}, within a factor of {claim.factor:g}"
         )
-    assert claim.rtol is not None  # a tolerance has one: checked when it was read
-    off, allowed = abs(value - reference), claim.rtol * abs(reference)
-    share = off / abs(reference) if reference else float("inf")
-    return _held(
-        off <= allowed,
-        ("agrees", "DISAGREES"),
-        f"{percent(share)} apart, {percent(claim.rtol)} allowed: {claim.why}",
-    )
+    else:
+        off, rtol = abs(value - reference), claim.rtol or 0.0
+        share = off / abs(reference) if reference else float("inf")
+        good = off <= rtol * abs(reference)
+        words = "agrees", "DISAGREES"
+        text = f"{percent(share)} apart, {percent(rtol)} allowed: {claim.why}"
+    return Verdict(words[not good], "good" if good else "bad", text)
 
 
 def percent(share: float) -> str:
-    """Two digits, and all those before the point."""
+    """Format a share with two digits, and all those before the point."""
     return f"{100 * share:.0f} %" if share >= 0.995 else f"{100 * share:.2g} %"
 
 
+_REPORTED = {
+    "exact": "exact claims that are equal",
+    "record": "claims read from records that are equal",
+    "tolerance": "claims within their tolerance",
+}
+
+
 def report(chapter: int, profile: str) -> str:
-    """Whether what this kernel has published is what the claims of a chapter say.
+    """Say whether this kernel has published what the claims of a chapter say.
 
     For a cell that nbval compares: the text is the same wherever all claims hold, and
     names each that does not. Times are left out. A profile without a reference, such
@@ -291,22 +277,18 @@ def report(chapter: int, profile: str) -> str:
     if not verdicts:
         return f"no reference values for profile {profile!r}"
     lines = []
-    for kind, what in (
-        ("exact", "exact claims that are equal"),
-        ("record", "claims read from records that are equal"),
-        ("tolerance", "claims within their tolerance"),
-    ):
+    for kind, what in _REPORTED.items():
         good = [verdict.good for claim, verdict in verdicts if claim.kind == kind]
         if good:
             lines.append(f"{what}: {sum(good)} of {len(good)}")
-    wrong = [(c.key, v) for c, v in verdicts if not v.good]
-    return "\n".join(lines + [f"{key} {v.word}: {v.text}" for key, v in wrong])
+    lines += [f"{claim.key} {v.word}: {v.text}" for claim, v in verdicts if not v.good]
+    return "\n".join(lines)
 
 
 def store_references(
     records: Sequence[Record], profile: str, folder: Path | None = None
 ) -> int:
-    """Make a run the reference of a profile; how many claims that changed.
+    """Make a run the reference of a profile; return how many claims that changed.
 
     `folder` is the data folder. Raises InvalidInput, and writes nothing, for a claim
     whose number is not there, for a time whose measurement was disturbed and for a run
@@ -314,6 +296,7 @@ def store_references(
     """
     folder = folder or data_folder()
     known = read_claims(folder / FILE).claims
+    timed = {key for key, claim in known.items() if claim.follows}
     for record in records:
         ran = record.parameters.get("profile", record.profile)
         require(
@@ -322,19 +305,18 @@ def store_references(
             f"{record.profile!r}: expected those of {profile!r}; run it again with "
             f"`thesis run {record.chapter} --profile {profile}`",
         )
-    found = {  # a number of the same name in another chapter is another one
+    publishers = {  # a number of the same name in another chapter is another one
         key: record
         for record in records
         for key, claim in known.items()
         if record.number == claim.chapter and key in record.numbers
     }
-    missing = ", ".join(sorted(known.keys() - found))
+    missing = ", ".join(sorted(known.keys() - publishers))
     require(
         not missing,
         f"claim {missing} is published by no chapter of this run: publish it in its "
         f"chapter, or delete it from {folder / FILE}",
     )
-    timed = {key for key, claim in known.items() if claim.follows}
     for record in records:
         lost = timed.intersection(str(record.numbers.get("disturbed", "")).split())
         require(
@@ -347,22 +329,24 @@ def store_references(
     target.mkdir(parents=True, exist_ok=True)
     changes = [
         Change(record.started[:10], record.commit, key, was, record.numbers[key])
-        for key, record in found.items()
+        for key, record in publishers.items()
         if key not in timed
         and (was := known[key].reference.get(profile)) is not None
         and not judge(known[key], record.numbers[key], was).good
     ]
-    _write_history(target / HISTORY, [*read_history(target / HISTORY), *changes])
+    history = io.StringIO()
+    lines = [Change._fields, *read_history(target / HISTORY), *changes]
+    csv.writer(history, lineterminator="\n").writerows(lines)
+    write_whole(target / HISTORY, history.getvalue())
     for record in records:
         record.write(target / f"{record.chapter}.json")
     return sum(
         known[key].reference.get(profile) != record.numbers[key]
-        for key, record in found.items()
+        for key, record in publishers.items()
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """A claim that no longer held: when, and whose run replaced its reference."""
 
     date: str
@@ -373,14 +357,14 @@ class Change:
 
 
 def read_history(path: Path) -> list[Change]:
-    """What has changed, oldest first; [] without a file.
+    """Read what has changed, oldest first; [] without a file.
 
     Raises InvalidInput for one with other columns.
     """
     if not path.is_file():
         return []
     rows = list(csv.reader(path.read_text().splitlines()))
-    columns = [each.name for each in fields(Change)]
+    columns = [*Change._fields]
     require(
         rows[:1] == [columns] and all(len(row) == len(columns) for row in rows),
         f"{path} is no history of claims: expected columns {', '.join(columns)}",
@@ -393,14 +377,6 @@ def _number(text: str) -> Number:
         with suppress(ValueError):
             return kind(text)
     return text
-
-
-def _write_history(path: Path, changes: Sequence[Change]) -> None:
-    out = io.StringIO()
-    write = csv.writer(out, lineterminator="\n")
-    write.writerow(each.name for each in fields(Change))
-    write.writerows(astuple(each) for each in changes)
-    write_whole(path, out.getvalue())
 
 
 def claim_hash(chapter: int, profile: Any) -> list:

@@ -23,12 +23,13 @@ from typing import Any
 import yaml
 
 from thesis_book import figures
-from thesis_book.compare.audit import anchor, audit, audit_peers, page_lines, sections
+from thesis_book.compare.audit import anchor, audit, page_lines, sections
 from thesis_book.compare.cards import claim_cards
 from thesis_book.compare.comparison import (
     Comparison,
     Run,
     compare,
+    describe_machine,
     doubts,
     read_reference,
 )
@@ -39,7 +40,6 @@ from thesis_book.compare.present import (
     doubts_section,
     durations_lines,
     in_short,
-    machine_of,
     machines_section,
     markdown,
     markdown_table,
@@ -78,7 +78,7 @@ def _published(results: list[tuple[Path, Record]], compared: Comparison) -> Publ
     run = Run(compared.labels[0], tuple(record for _, record in results))
     doubted = doubts(compared, run)
     by_chapter = {record.chapter: record for _, record in results}
-    keys = [(claim.chapter, claim.key) for claim in compared.rows["claim"]]
+    keys = [*zip(compared.rows["chapter"], compared.rows["claim"], strict=True)]
     claims = {
         record.chapter: {
             name: anchor(key)
@@ -118,7 +118,7 @@ def _results(executed: Path) -> list[tuple[Path, Record]]:
 
 def _provenance(records: list[Record]) -> list[str]:
     """What the chapters ran on and with, as MyST Markdown."""
-    machine = machines_section([machine_of("this run", records)])
+    machine = machines_section([describe_machine(Run("this run", tuple(records)))])
     table = [
         [
             str(r.number),
@@ -350,7 +350,7 @@ def stage(executed: Path, source: Path) -> str:
         "your_hardware_results": hardware,
         "your_hardware_durations": durations_lines(reference.records),
         "provenance_table": _provenance(records),
-        "audit_table": page_lines(audited, audit_peers(known, labels), doubted),
+        "audit_table": page_lines(audited, doubted),
         "packages_table": _packages(checkout / "src"),
         "parameters_table": [
             line

@@ -5,102 +5,93 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from runs import record
+from runs import CLAIM, EXACT, SEEDS, WHOLE, record
 
-from thesis_book.compare.audit import (
-    audit,
-    audit_peers,
-    lines,
-    page_lines,
-    sections,
-    summary,
-)
+from thesis_book.compare.audit import audit, lines, page_lines, sections, summary
 from thesis_book.compare.comparison import read_reference
-from thesis_book.execute.claims import Basis, Change, Claim, Claims, Peer, read_claims
+from thesis_book.execute.claims import Change, Claims, Peer, read_claims
 from thesis_lib.common.errors import InvalidInput
 
 ROOT = Path(__file__).parents[3]
-SEEDS = Basis(n="seeds", of="seeds", limiter="noise", evidence="sec-shown")
-CLAIM = Claim("share", 4, "A share", "%", "exact", "seeds")
+PEER = Peer(("as it comes", "threads", "batches"), "locks", "sec-shown")
+TWICE = "tried must name each configuration once, and none as ''"
 REASON = "two seeds are enough for this"
 TAIL = {"quantile": 0.99, "samples": "of"}
-WHOLE = {
-    "share": 5.0, "share_low": 4.0, "share_high": 6.0, "share_n": 20,
-    "share_interval": "Student",
-}  # fmt: skip
 
 
-def audited(numbers=WHOLE, basis=SEEDS, **changes):
-    claims = Claims({"share": replace(CLAIM, **changes)}, {"seeds": basis})
-    (found,) = audit(claims, [record("04_x", **numbers)], {"sec-shown"})
-    return found
+def audited(numbers=WHOLE, basis=SEEDS, history=(), peers=None, **changes):
+    """Return the audit of one claim and some peers, and its first row."""
+    claim = replace(CLAIM, **changes)
+    claims = Claims({"the_share": claim}, {"seeds": basis}, peers or {})
+    made = [record("04_x", **numbers)]
+    frame = audit(claims, made, {"sec-shown"}, history=history)
+    return frame, next(frame.itertuples())
+
+
+def audited_peer(**changes):
+    frame, _ = audited(peers={"one": replace(PEER, **changes)})
+    return frame[1:], [*frame.itertuples()][1]
+
+
+def page(frame, doubted=None):
+    return "\n".join(page_lines(frame, doubted or {}))
 
 
 def test_a_claim_with_all_that_is_asked_for_is_good():
-    found = audited()
-    assert (found.state, found.missed, found.n) == ("good", (), 20)
-    assert (found.value.low, found.interval) == (4.0, "Student")
-    assert found.processors == ("A & B",)
+    _, row = audited()
+    assert (row.state, row.missed, row.n) == ("good", [], 20)
+    assert (row.value.low, row.interval, row.processors) == (4.0, "Student", ("A & B",))
+    assert audited(WHOLE | {"of": 459}, **TAIL)[1].state == "good"
+    assert audited(WHOLE | {"the_share_n": 20.0})[1].n == 20  # it went through a table
+
+
+COUNTED = {k: v for k, v in WHOLE.items() if k != "the_share_n"} | {"seeds": 20}
 
 
 @pytest.mark.parametrize(
-    ("numbers", "changes", "missed"),
+    ("numbers", "basis", "changes", "missed", "excused"),
     [
-        ({"share_n": 3}, {}, "3 seeds: 8 are needed"),
-        ({"share_interval": "range"}, {}, "no interval, of 20 seeds"),
-        ({"share_interval": ""}, {}, "no interval, of 20 seeds"),
-        ({"of": 100}, TAIL, "100 samples: with fewer than 459"),
-        ({"of": 459, "share_interval": ""}, TAIL, "no interval, of 20 seeds"),
+        (WHOLE | {"the_share_n": 3}, {}, {}, "3 seeds: 8 are needed", True),
+        (WHOLE | {"the_share_interval": "range"}, {}, {}, "no interval, of 20", True),
+        (WHOLE | {"the_share_interval": ""}, {}, {}, "no interval, of 20 seeds", True),
+        (WHOLE | {"of": 100}, {}, TAIL, "100 samples: with fewer than 459", True),
+        (
+            WHOLE | {"of": 459, "the_share_interval": ""}, {}, TAIL,
+            "no interval, of 20 seeds", True,
+        ),
+        (COUNTED, {}, {"key": "lost"}, "its chapter has to publish lost", False),
+        (COUNTED, {"evidence": "sec-x"}, {}, "no section sec-x", False),
+        (COUNTED, {"n": "lost_n"}, {}, "has to publish lost_n", False),
+        (COUNTED, {"n": ""}, {}, "has to publish the_share_n", False),
+        (COUNTED, {}, TAIL, "of how many samples this percentile is: its", False),
     ],
-)
-def test_a_claim_that_misses_a_floor_is_red_unless_a_reason_is_given(
-    numbers, changes, missed
+)  # fmt: skip
+def test_a_floor_is_excused_by_a_reason_and_what_is_not_there_by_none(
+    numbers, basis, changes, missed, excused
 ):
-    found = audited(WHOLE | numbers, **changes)
-    assert found.state == "red"
-    assert [missed in each for each in found.missed] == [True]
-    told = replace(found, basis=replace(found.basis, accepted=REASON))
-    assert told.state == "accepted"
-    assert REASON in "\n".join(page_lines([told], [], {}))
+    _, row = audited(numbers, replace(SEEDS, **basis), **changes)
+    assert row.state == "red"
+    assert [missed in each for each in row.missed] == [True]
+    excuse = replace(SEEDS, accepted=REASON, **basis)
+    frame, row = audited(numbers, excuse, **changes)
+    assert row.state == ("accepted" if excused else "red")
+    assert REASON in page(frame)
 
 
 @pytest.mark.parametrize(
-    ("changes", "missed"),
+    ("was", "now", "text"),
     [
-        ({"key": "lost"}, "not published by this run: its chapter has to publish lost"),
-        ({"basis": replace(SEEDS, evidence="sec-x")}, "no section sec-x"),
-        ({"basis": replace(SEEDS, n="lost_n")}, "has to publish lost_n"),
-        ({"basis": replace(SEEDS, n="")}, "has to publish share_n"),
-        (dict(TAIL), "of how many samples this percentile is: its chapter has to"),
+        (4.0, 5.0, "4.000 until 2026-02-01 (`bbb`)"),
+        (4.0 + 1e-15, 4.0, "other last bits until 2026-02-01"),
     ],
 )
-def test_what_is_not_there_is_excused_by_no_reason(changes, missed):
-    basis = replace(changes.pop("basis", SEEDS), accepted=REASON)
-    numbers = {key: value for key, value in WHOLE.items() if key != "share_n"}
-    found = audited(numbers | {"seeds": 20}, basis, **changes)
-    assert missed in "; ".join(found.missed)
-    assert found.state == "red"
-
-
-def test_a_percentile_of_enough_samples_is_good():
-    assert audited(WHOLE | {"of": 459}, **TAIL).state == "good"
-
-
-def test_the_last_change_of_a_claim_stands_beside_it():
-    changes = [
-        Change("2026-01-01", "aaa", "share", 3.0, 4.0),
-        Change("2026-02-01", "bbb", "share", 4.0, 5.0),
+def test_the_last_change_of_a_claim_stands_beside_it(was, now, text):
+    history = [
+        Change("2026-01-01", "aaa", "the_share", 3.0, 4.0),
+        Change("2026-02-01", "bbb", "the_share", was, now),
         Change("2026-03-01", "ccc", "other", 1.0, 2.0),
     ]
-    claims = Claims({"share": CLAIM}, {"seeds": SEEDS})
-    found = audit(claims, [record("04_x", **WHOLE)], {"sec-shown"}, history=changes)
-    assert "4.000 until 2026-02-01 (`bbb`)" in "\n".join(page_lines(found, [], {}))
-    bits = [replace(changes[1], was=4.0 + 1e-15, now=4.0)]
-    found = audit(claims, [record("04_x", **WHOLE)], {"sec-shown"}, history=bits)
-    assert "other last bits until 2026-02-01" in "\n".join(page_lines(found, [], {}))
-
-
-PEER = Peer(("as it comes", "threads", "batches"), "locks", "sec-shown")
+    assert text in page(audited(history=history)[0])
 
 
 @pytest.mark.parametrize(
@@ -110,80 +101,66 @@ PEER = Peer(("as it comes", "threads", "batches"), "locks", "sec-shown")
         ({"tried": ("as it comes",)}, "1 of 3 configurations tried", "accepted"),
         ({"limiter": ""}, "nothing says what limits it", "red"),
         ({"evidence": "sec-x"}, "no section sec-x, which is to show it", "red"),
+        ({"tried": ("a", "a", "a")}, f"{TWICE}; 1 of 3 configurations tried", "red"),
+        ({"tried": ("a", "A", " a ")}, f"{TWICE}; 1 of 3 configurations tried", "red"),
+        ({"tried": ("a", "b", "c", "c")}, TWICE, "red"),
+        ({"tried": ("a", "b", "")}, f"{TWICE}; 2 of 3 configurations tried", "red"),
     ],
 )
 def test_an_unfair_comparison_is_red_unless_a_reason_is_given(changes, missed, excused):
-    peers = {
-        "one": (peer := replace(PEER, **changes)),
-        "two": replace(peer, accepted=REASON),
-    }
-    one, two = audit_peers(Claims({}, peers=peers), {"sec-shown"})
+    _, one = audited_peer(**changes)
     assert "; ".join(one.missed) == missed
-    assert (one.state, two.state) == ("red" if missed else "good", excused)
-    assert (REASON in "".join(lines([], [two]))) == bool(missed)
-    assert REASON in "\n".join(page_lines([], [two], {}))
+    assert one.state == ("red" if missed else "good")
+    frame, two = audited_peer(**changes, accepted=REASON)
+    assert two.state == excused
+    assert (REASON in "".join(lines(frame))) == bool(missed)
+    assert REASON in page(frame)
 
 
 @pytest.mark.parametrize("accepted", ["x", "four words of reason", "no no no no no"])
 def test_audit_rejects_an_accepted_that_is_no_reason(accepted):
-    found = audited(WHOLE | {"share_n": 3}, replace(SEEDS, accepted=accepted))
-    (peer,) = audit_peers(
-        Claims({}, peers={"one": replace(PEER, accepted=accepted, tried=("a",))}),
-        {"sec-shown"},
-    )
-    for each in (found, peer):
-        assert each.state == "red"
-        assert "accepted must be 5 distinct words or more" in "; ".join(each.missed)
-
-
-@pytest.mark.parametrize(
-    "tried", [("a", "a", "a"), ("a", "A", " a "), ("a", "b", "c", "c"), ("a", "b", "")]
-)
-def test_audit_rejects_a_configuration_that_is_listed_twice(tried):
-    peer = replace(PEER, tried=tried, accepted=REASON)
-    (found,) = audit_peers(Claims({}, peers={"one": peer}), {"sec-shown"})
-    assert found.state == "red"
-    assert "tried must name each configuration once" in found.missed[0]
-
-
-def test_a_count_that_went_through_a_table_is_a_count():
-    assert audited(WHOLE | {"share_n": 20.0}).n == 20
+    _, claim = audited(WHOLE | {"the_share_n": 3}, replace(SEEDS, accepted=accepted))
+    _, peer = audited_peer(accepted=accepted, tried=("a",))
+    for row in (claim, peer):
+        assert row.state == "red"
+        assert "accepted must be 5 distinct words or more" in "; ".join(row.missed)
 
 
 def test_the_audit_marks_what_should_not_be_believed():
-    found = audited()
-    key, why = found.claim.key, "others took 1.90 cores"
-    for name, marks in ((key, 1), ("another", 0)):
-        page = page_lines([found], [], {found.record.chapter: {name: why}})
-        assert "\n".join(page).count("{ref}`in doubt <sec-doubts>`") == marks
+    frame, row = audited()
+    for name, marks in (("the_share", 1), ("another", 0)):
+        doubted = {row.record.chapter: {name: "others took 1.90 cores"}}
+        assert page(frame, doubted).count("{ref}`in doubt <sec-doubts>`") == marks
 
 
 def test_the_audit_says_how_long_a_run_is_where_that_is_published():
-    long = replace(SEEDS, each="length")
-    assert "| 20 seeds, Student;" in "\n".join(page_lines([audited()], [], {}))
-    page = page_lines([audited(WHOLE | {"length": 8000}, long)], [], {})
-    assert "| 20 seeds of 8,000 transactions, Student;" in "\n".join(page)
+    long, _ = audited(WHOLE | {"length": 8000}, replace(SEEDS, each="length"))
+    assert "| 20 seeds, Student;" in page(audited()[0])
+    assert "| 20 seeds of 8,000 transactions, Student;" in page(long)
 
 
 def test_what_is_exact_needs_nothing():
-    exact = Basis(n=1, of="", limiter="nothing", evidence="")
-    assert audited({"share": 5}, basis=exact).state == "good"
+    assert audited({"the_share": 5}, basis=EXACT)[1].state == "good"
     time = {"kind": "time", "follows": "drain", "factor": 2}
-    with pytest.raises(InvalidInput, match="share is a time and rests on seeds, which"):
-        audited({"share": 5}, basis=exact, **time)
+    with pytest.raises(
+        InvalidInput, match="the_share is a time and rests on seeds, which"
+    ):
+        audited({"the_share": 5}, basis=EXACT, **time)
 
 
 def test_the_audit_is_told_in_a_line_a_claim_and_a_sum():
-    found = [audited(), audited(WHOLE | {"share_n": 3})]
-    assert summary(found, "claims") == (
+    claims = {key: replace(CLAIM, key=key) for key in ("the_share", "other")}
+    made = record("04_x", **WHOLE, other=1.0, other_n=3)
+    frame = audit(Claims(claims, {"seeds": SEEDS}), [made], {"sec-shown"})
+    assert summary(frame, "claims") == (
         "1 of 2 claims meet every floor. The others miss at least one: 1 without a "
         "reason."
     )
-    assert summary(found[:1] * 6, "peers") == "All 6 peers meet every floor."
-    assert len(lines(found, [])) == 3
-    page = page_lines(found, [], {})
-    assert sum("claim-share" in line for line in page) == 2
-    (where,) = (line for line in page if "Its claims" in line)
+    peers, _ = audited(peers=dict.fromkeys("abcdef", PEER))
+    assert summary(peers, "peers") == "All 6 peers meet every floor."
+    assert len(lines(frame)) == 3
+    assert page(frame).count("{#claim-") == 2
+    (where,) = (line for line in page_lines(frame, {}) if "Its claims" in line)
     assert where.endswith("Its claims were seen on A & B.")
 
 
@@ -191,21 +168,16 @@ def test_no_claim_of_the_published_book_misses_a_floor_without_a_reason():
     run, known = read_reference(), read_claims()
     chapters = {claim.chapter for claim in known.claims.values()}
     records = [r for n in sorted(chapters) if (r := run.record(n, "default"))]
-    found = audit(known, records, sections(ROOT))
-    assert [f"{each.claim.key}: {each.missed}" for each in found
-            if each.state == "red"] == []  # fmt: skip
-    peers = audit_peers(known, sections(ROOT))
-    assert [f"{each.name}: {each.missed}" for each in peers
-            if each.state == "red"] == []  # fmt: skip
+    frame = audit(known, records, sections(ROOT))
+    assert len(frame) == len(known.claims) + len(known.peers)
+    assert frame[frame["state"] == "red"][["name", "missed"]].values.tolist() == []
 
 
 def test_every_basis_is_used_and_shown_in_a_section():
     known, labels = read_claims(), sections(ROOT)
-    used = {claim.rests_on for claim in known.claims.values()}
-    assert used == set(known.bases)
-    texts = [page.read_text() for page in ROOT.glob("notebooks/*.ipynb")]
+    assert {claim.rests_on for claim in known.claims.values()} == set(known.bases)
+    texts = "".join(page.read_text() for page in ROOT.glob("notebooks/*.ipynb"))
     for name, basis in known.bases.items():
         assert basis.limiter == "nothing" or basis.evidence in labels, name
-        name_of_length = rf'\b{basis.each}(\\":|=)'
-        published = not basis.each or re.search(name_of_length, "".join(texts))
+        published = not basis.each or re.search(rf'\b{basis.each}(\\":|=)', texts)
         assert published, f"{name}: no chapter publishes {basis.each}"

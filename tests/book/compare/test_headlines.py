@@ -12,6 +12,8 @@ from thesis_book.compare.headlines import (
 )
 from thesis_book.execute.claims import read_claims
 
+CLAIMS = read_claims().claims
+
 
 @pytest.fixture(scope="module")
 def records():
@@ -19,30 +21,27 @@ def records():
 
 
 def test_each_bar_is_what_a_chapter_or_the_thesis_published(records):
-    claims = read_claims().claims
     numbers = {
         k: v for r in records if r.number in (4, 6) for k, v in r.numbers.items()
     }
-    results = headline_results(records, claims)
+    results = headline_results(records, CLAIMS)
     assert results is not None
     for bar, (axis, _, key, kind, _) in zip(results.itertuples(), BARS, strict=True):
         known = numbers[key]
         if kind == "published":
-            assert claims[key].published is not None
-            known = claims[key].published["value"]
-            known /= GB_PER_GIB if axis == MEMORY else 1
+            known = CLAIMS[key].published["value"] / (
+                GB_PER_GIB if axis == MEMORY else 1
+            )
         assert (bar.axis, bar.kind) == (axis, kind)
         assert bar.value == pytest.approx(known, rel=1e-12)
         if kind == "simulated":
-            assert (bar.low, bar.high) == (
-                numbers[f"{key}_low"],
-                numbers[f"{key}_high"],
-            )
+            ends = [numbers[f"{key}_{end}"] for end in ("low", "high")]
+            assert [bar.low, bar.high] == ends
     assert set(results.loc[results["kind"] == "published", "low"].isna()) == {True}
 
 
 def test_nothing_that_has_a_limit_passes_it(records):
-    results = headline_results(records, read_claims().claims)
+    results = headline_results(records, CLAIMS)
     assert results is not None
     assert set(results.dropna(subset=["limit"])["axis"]) == set(results["axis"])
     assert not (results["value"] > results["limit"]).any()
@@ -57,4 +56,4 @@ def test_nothing_that_has_a_limit_passes_it(records):
 @pytest.mark.parametrize("number", [4, 6])
 def test_without_the_run_of_a_chapter_there_is_nothing_to_show(records, number):
     others = [record for record in records if record.number != number]
-    assert headline_results(others, read_claims().claims) is None
+    assert headline_results(others, CLAIMS) is None

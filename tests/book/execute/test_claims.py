@@ -10,6 +10,7 @@ from thesis_book.compare.comparison import read_reference
 from thesis_book.execute import chapters, claims, records
 from thesis_book.execute.claims import (
     Claim,
+    expected_ratio,
     judge,
     read_claims,
     report,
@@ -138,12 +139,13 @@ def test_a_tolerance_is_relative_to_the_reference():
 def test_a_time_follows_the_rate_of_the_machine(inverse, value, word):
     time = claim("time", follows="drain", factor=2, inverse=inverse)
     rates = ({"drain_bytes_per_s": 2e9}, {"drain_bytes_per_s": 1e9})
-    assert judge(time, value, 0.1, rates).word == word
+    assert judge(time, value, 0.1, expected_ratio(time, *rates)).word == word
 
 
 def test_a_time_without_a_rate_is_only_expected_to_differ():
     time = claim("time", follows="drain", factor=2)
-    verdict = judge(time, 9.0, 0.1, ({"drain_bytes_per_s": None}, {}))
+    expected = expected_ratio(time, {"drain_bytes_per_s": None}, {})
+    verdict = judge(time, 9.0, 0.1, expected)
     assert (verdict.word, verdict.good) == ("expected to differ", True)
 
 
