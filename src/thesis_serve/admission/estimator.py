@@ -17,7 +17,6 @@ from thesis_lib.sequencer.policies.recalibration import LEAST_S
 
 _RIDGE = 1.0  # of a request that would not vary: few have been served, flat slopes
 _KINDS = 256  # that are told apart: those that were served last
-_FADING = 0.9  # of a shortest service, at each rejection that rests on it
 
 
 class ServiceEstimator(Protocol):
@@ -99,29 +98,3 @@ class OnlineEstimator:
         self.kinds[kind] = own  # the last, as it was served last
         for known in (self.all, own):
             known.learn(x, y, self.window)
-
-
-class ShortestServices:
-    """The shortest service of each kind so far, in seconds, and a bound that falls.
-
-    While none of a kind is served, its bound falls at each rejection that rests on it,
-    for services may have become shorter.
-    """
-
-    def __init__(self) -> None:
-        self._by_kind: dict[str, tuple[float, float]] = {}  # shortest, bound
-
-    def learn(self, kind: str, took_s: float) -> None:
-        """Take note of a service; the bound of its kind is the shortest again."""
-        shortest_s = min(took_s, self._by_kind.pop(kind, (took_s, 0.0))[0])
-        if len(self._by_kind) == _KINDS:
-            del self._by_kind[next(iter(self._by_kind))]
-        self._by_kind[kind] = shortest_s, shortest_s
-
-    def rejects(self, kind: str, slo_s: float) -> bool:
-        """Whether `slo_s` is below the bound of `kind`, which falls if it is."""
-        shortest_s, bound_s = self._by_kind.get(kind, (0.0, 0.0))
-        if slo_s >= bound_s:
-            return False
-        self._by_kind[kind] = shortest_s, _FADING * bound_s
-        return True

@@ -45,17 +45,15 @@ from thesis_lib.sequencer.policies.rules import (
     RANDOM,
     Fifo,
 )
-from thesis_serve.admission.estimator import (
-    OnlineEstimator,
-    ServiceEstimator,
-    ShortestServices,
-)
+from thesis_serve.admission.estimator import OnlineEstimator, ServiceEstimator
 
 Note = Callable[[dict[str, Any]], None]  # takes an event and what was decided at it
 LOOK_S = 0.001  # behind a deadline it is over, beyond what any clock rounds
 _SAYS = logging.getLogger(__name__)
 _ROOM = 4096  # requests at least that columns have room for
 _WORKERS = 10_000  # at most: a decision looks at each
+_KINDS = 256  # whose shortest services are remembered: those that were served last
+_FADING = 0.9  # of a shortest service, at each rejection that rests on it
 
 
 @dataclass(slots=True)
@@ -107,22 +105,6 @@ def at_hand(made: Policy, workers: int) -> Policy:
     if code is not None and code.kind == LIFO:
         code = code._replace(most=workers)
     return replace(made, code=code, in_flight=workers)
-
-
-def _require_live(made: Policy, batch_size: int, flush_s: float) -> None:
-    """Raise InvalidInput for a policy that cannot decide about a stream of requests."""
-    require(
-        made.code is None or made.code.kind != RANDOM,
-        f"policy {made.name!r} drops by the numbers of a trace, and here they are "
-        "given again: choose one that looks at the requests (bid-price)",
-    )
-    require(
-        not made.batched or batch_size == 1 or min(flush_s, made.flush_s) < np.inf,
-        f"policy {made.name!r} waits until {batch_size} requests have come, and "
-        "the last of them for ever: give flush_s, the seconds after which a batch "
-        "is closed, or choose one with a timer (hybrid-corrected) or without "
-        "batches (bid-price)",
-    )
 
 
 def _carry(old: State, new: State, kept: I64, to: I64) -> None:
@@ -188,12 +170,25 @@ class LiveSequencer:
             f"feature_names={feature_names!r}: expected names that differ, in a tuple",
         )
         made = policy(name, slo_s=slo_s, cores=int(workers))
-        _require_live(made, batch_size, flush_s)
+        require(
+            made.code is None or made.code.kind != RANDOM,
+            f"policy {made.name!r} drops by the numbers of a trace, and here they are "
+            "given again: choose one that looks at the requests (bid-price)",
+        )
+        require(
+            not made.batched or batch_size == 1 or min(flush_s, made.flush_s) < np.inf,
+            f"policy {made.name!r} waits until {batch_size} requests have come, and "
+            "the last of them for ever: give flush_s, the seconds after which a batch "
+            "is closed, or choose one with a timer (hybrid-corrected) or without "
+            "batches (bid-price)",
+        )
         self.policy, self.own = at_hand(made, int(workers)), not isinstance(name, str)
         self.workers, self.slo_s = int(workers), slo_s
         self.most_waiting = int(most_waiting)
         self.batch_size, self.flush_s = int(batch_size), float(flush_s)
-        self.shortest_s, self._shortest = shortest_s, ShortestServices()
+        self.shortest_s = shortest_s
+        # The shortest service of a kind, and the bound that falls.
+        self._shortest_s: dict[str, tuple[float, float]] = {}
         self.feature_names, self.taken = names, False
         if estimator is None:
             estimator = OnlineEstimator(len(names), first_s=slo_s / 10)
@@ -249,9 +244,18 @@ class LiveSequencer:
             isinstance(number, Integral) and 0 <= number < 2**62,
             f"number={number!r}: expected a whole number from 0",
         )
-        number, known = int(number), self._checked(features)
+        number = int(number)
         require(isinstance(kind, str), f"kind={kind!r}: expected text")
         require(number not in self._slot, f"request {number} is here already")
+        try:
+            known = tuple(map(float, features))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InvalidInput(f"features={features!r}: expected numbers") from error
+        require(
+            len(known) == len(self.feature_names) and all(map(isfinite, known)),
+            f"features={known}: expected {len(self.feature_names)} finite numbers, "
+            f"those of feature_names={self.feature_names}",
+        )
         if estimate_s is None:
             estimate_s = self.estimator.predict(kind, known)
         estimate_s = seconds("estimate_s", estimate_s)
@@ -268,7 +272,19 @@ class LiveSequencer:
         if self._is_hopeless(kind, slo_s, estimate_s):
             self.counts.refused += 1
             return self._say(event, Decided(refused=[number]))
-        self._enter(number, kind, known, now_s + slo_s, estimate_s)
+        if self._next == len(self._number):
+            self._make_room(self._known())
+        i = self._next
+        self._next += 1
+        self._slot[number], self._number[i] = i, number
+        self._about[number] = kind, known
+        self._features[i] = known
+        self._arrival_s[i], self._deadline_s[i] = now_s, now_s + slo_s
+        memory = self._lookahead.memory
+        memory.estimated_s[i] = estimate_s
+        if len(memory.online.given):
+            memory.online.given[i] = log(max(estimate_s, LEAST_S))
+        self._open.append(i)
         if self.policy.batched and len(self._open) < self.batch_size:
             return self._say(event, Decided())
         self._close_batch()
@@ -289,7 +305,11 @@ class LiveSequencer:
             return self._say(event, self._ended(i, taught=False))
         took_s = float(now_s - self._state.start_s[i])
         self._learn(number, took_s)
-        self._shortest.learn(self._about[number][0], took_s)
+        kind = self._about[number][0]
+        least_s = min(took_s, self._shortest_s.pop(kind, (took_s, 0.0))[0])
+        if len(self._shortest_s) == _KINDS:
+            del self._shortest_s[next(iter(self._shortest_s))]
+        self._shortest_s[kind] = least_s, least_s
         if now_s <= self._deadline_s[i]:
             self.counts.on_time += 1
         else:
@@ -400,38 +420,6 @@ class LiveSequencer:
         return asdict(self.counts) | {"running": self.running, "waiting": self.waiting}
 
     # --- How it is decided ------------------------------------------------------
-    def _checked(self, features: Sequence[float]) -> tuple[float, ...]:
-        """`features` as finite numbers, one of each name."""
-        try:
-            known = tuple(map(float, features))
-        except (TypeError, ValueError, OverflowError) as error:
-            raise InvalidInput(f"features={features!r}: expected numbers") from error
-        require(
-            len(known) == len(self.feature_names) and all(map(isfinite, known)),
-            f"features={known}: expected {len(self.feature_names)} finite numbers, "
-            f"those of feature_names={self.feature_names}",
-        )
-        return known
-
-    def _enter(
-        self, number: int, kind: str, features: tuple[float, ...],
-        deadline_s: float, estimate_s: float,
-    ) -> None:  # fmt: skip
-        """Give a new request a slot, in the batch that is open."""
-        if self._next == len(self._number):
-            self._make_room(self._known())
-        i = self._next
-        self._next += 1
-        self._slot[number], self._number[i] = i, number
-        self._about[number] = kind, features
-        self._features[i] = features
-        self._arrival_s[i], self._deadline_s[i] = self.now_s, deadline_s
-        memory = self._lookahead.memory
-        memory.estimated_s[i] = estimate_s
-        if len(memory.online.given):
-            memory.online.given[i] = log(max(estimate_s, LEAST_S))
-        self._open.append(i)
-
     def _close_batch(self) -> None:
         """Have the policy decide on who came since the last batch."""
         self._held = np.append(self._held, np.array(self._open, np.int64))
@@ -448,11 +436,19 @@ class LiveSequencer:
     def _is_hopeless(self, kind: str, slo_s: float, estimate_s: float) -> bool:
         """Whether to reject a new request with which the policy might only explore.
 
-        Its SLO is below its estimate, and below `shortest_s` or the bound of its kind.
+        Its SLO is below its estimate and below every service of its kind so far. While
+        none of its kind is served that bound falls at each such rejection, for services
+        may have become shorter; `shortest_s` stays.
         """
         if self.policy.control is None or slo_s >= estimate_s:
             return False
-        return slo_s < self.shortest_s or self._shortest.rejects(kind, slo_s)
+        if slo_s < self.shortest_s:
+            return True
+        least_s, bound_s = self._shortest_s.get(kind, (0.0, 0.0))
+        if slo_s >= bound_s:
+            return False
+        self._shortest_s[kind] = least_s, _FADING * bound_s
+        return True
 
     def _place(self, number: int) -> int:
         """The slot of request `number`."""
