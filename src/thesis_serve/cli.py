@@ -6,16 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from thesis_lib.cli.common import command, console, option
-from thesis_lib.cli.memory import Budget, Draws
+from thesis_lib.cli.memory import Budget, Checkpoint, Draws
 from thesis_lib.common import units
 from thesis_lib.common.errors import InvalidInput
-
-Checkpoint = Annotated[str, typer.Argument(help="Folder, GGUF file or smollm2.")]
 
 
 @command
@@ -135,11 +132,7 @@ def api(
     that is expected. Ends with SIGTERM or Ctrl-C, once whoever it has taken is
     answered; the second one ends it at once.
     """
-
-    def report(stage: str) -> None:
-        typer.echo(f"{stage} …", err=True)
-
-    report("loading the libraries")
+    typer.echo("loading the libraries …", err=True)
     from thesis_serve.model.api import listen, serve_api
     from thesis_serve.model.service import ModelService
 
@@ -151,7 +144,7 @@ def api(
         host_bytes=units.parse_size(budget.host_memory), device=budget.device,
         verify=budget.verify, metered=texts.meter, most_waiting=admission.most_waiting,
         flush_s=inf if flush is None else units.parse_duration(flush),
-        log=admission.log, report=report,
+        log=admission.log, report=lambda stage: typer.echo(f"{stage} …", err=True),
     )  # fmt: skip
     listens = listen(host, address.port, api_key)
     called = f"[{host}]" if ":" in host else host

@@ -36,7 +36,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[Any]) -> No
 
 
 def _prepare(file: IPyNbFile, folder: Path) -> None:
-    file.kernel = ExecutedKernel(folder / file.path.name)
+    file.kernel = ExecutedKernel(folder / file.path.name)  # type: ignore
     file.setup_sanitize_files()
 
 

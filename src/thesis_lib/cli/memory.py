@@ -162,6 +162,9 @@ class Style:
     stop: list[str] | None = option(None, "End before this text; repeatable.")
 
 
+Checkpoint = Annotated[str, typer.Argument(help="Folder, GGUF file or smollm2.")]
+
+
 @dataclass(frozen=True)
 class Budget:
     """Options of the memory and the device that a model streams through."""
@@ -191,7 +194,7 @@ class Proposals:
 @command
 def generate(
     *,
-    checkpoint: Annotated[str, typer.Argument(help="Folder, GGUF file or smollm2.")],
+    checkpoint: Checkpoint,
     budget: Budget,
     prompts: Prompts,
     draws: Draws,

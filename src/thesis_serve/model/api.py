@@ -137,8 +137,7 @@ class _Completion(_Asked):
         return Ask(tokens, most, self.writing(number), "completion")
 
 
-class _Part(_Strict):
-    type: Literal["text"]
+class _Part(_Format):
     text: str
 
 
@@ -464,13 +463,9 @@ async def _body(request: Request) -> bytes:
 
 
 def _usage(answer: Answer) -> dict[str, int]:
-    before = len(answer.ask.tokens)
     after = answer.ended.tokens if answer.ended else 0
-    return {
-        "prompt_tokens": before,
-        "completion_tokens": after,
-        "total_tokens": before + after,
-    }
+    usage = {"prompt_tokens": len(answer.ask.tokens), "completion_tokens": after}
+    return usage | {"total_tokens": sum(usage.values())}
 
 
 async def _gone(receive: Receive) -> None:
