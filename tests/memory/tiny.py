@@ -1,14 +1,22 @@
 """Tiny random models of every architecture that is streamed, on disk and resident."""
 
+import json
+from contextlib import contextmanager
+
+import pytest
 import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from typer.testing import CliRunner
 
+from thesis_book.__main__ import app
+from thesis_lib.common.errors import InvalidInput
 from thesis_lib.memory.model.checkpoint import allocate
 from thesis_lib.memory.model.pretrained import quiet
 from thesis_lib.memory.model.spec import Machine
 from thesis_lib.memory.offload.measure import DeviceBudget
 from thesis_lib.memory.offload.offloaded_model import StreamedModel, plan_checkpoint
+from thesis_lib.memory.offload.store import SafetensorsStore
 
 VOCAB, LAYERS = 211, 4
 ROW = 8  # bytes of a token's number, which the caller holds
@@ -78,14 +86,30 @@ def streams(folder):
     """Whether a checkpoint streams with the bits of the model loaded from it."""
     with quiet():
         resident = AutoModelForCausalLM.from_pretrained(folder).eval()
-    made = plan_tight(folder, context=20, pass_tokens=9)
-    with StreamedModel(folder, made) as twin:
+    with streamed(folder, context=20, pass_tokens=9) as twin:
         return agree(twin, resident)
+
+
+def edit_json(path, **fields):
+    """Set fields of the object that a JSON file holds."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def answer(*words):
+    """What a command prints as JSON."""
+    done = CliRunner().invoke(app, [*map(str, words), "--json"])
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
+
+
+def plan_ample(folder, **options):
+    """The plan of a device that holds the whole checkpoint."""
+    return plan_checkpoint(folder, Machine(2**50, 1e9), **options)
 
 
 def plan_tight(folder, resident=0, ring=2, host=None, **options):
     """The plan with room for `resident` layers, and for `host` in host memory."""
-    ample = plan_checkpoint(folder, Machine(2**50, 1e9), ring=ring, **options)
+    ample = plan_ample(folder, ring=ring, **options)
     fixed = ample.device_peak_bytes - ample.spec.layers * ample.staging_bytes
     host_bytes = 0 if host is None else (host + 2) * ample.staging_bytes
     machine = Machine(
@@ -102,7 +126,7 @@ def plan_split(folder, resident=0, ring=2, host=None, **options):
 
     Parts are layers, and those of the output head.
     """
-    ample = plan_checkpoint(folder, Machine(2**50, 1e9), ring=ring, **options)
+    ample = plan_ample(folder, ring=ring, **options)
     below = Machine(ample.least_device_bytes(ring) - 1, 1e9)
     made = plan_checkpoint(folder, below, ring=ring, **options)
     least = made.least_device_bytes(ring) + resident * made.staging_bytes
@@ -112,6 +136,20 @@ def plan_split(folder, resident=0, ring=2, host=None, **options):
     assert made.head_parts > 0
     assert made.resident_layers == resident
     return made
+
+
+def streamed(folder, *places, plan=plan_tight, **options):
+    """The model of a checkpoint, to be opened within a plan as above."""
+    return StreamedModel(folder, plan(folder, *places, **options))
+
+
+@contextmanager
+def metering(folder, *places, **options):
+    """The opened model, and a meter that raises above the peak of the plan."""
+    twin = streamed(folder, *places, **options)
+    with twin, DeviceBudget(twin.plan.device_peak_bytes) as budget:
+        twin.charge(budget)
+        yield twin, budget
 
 
 def read(store, layer):
@@ -182,3 +220,36 @@ def metered(folder, made):
             twin.step(tokens(2, made.batch, last), cache, kept)
             del cache
     return budget.peak_bytes
+
+
+def assert_peaks_are_planned(folder, blocks=2):
+    """Plans of a packed checkpoint leave unused what they must, and no more.
+
+    A resident layer holds its own size where a plan counts the largest, and what
+    restoring holds beside a matrix shows to no meter.
+    """
+    with SafetensorsStore(folder) as store:
+        reads = [store.nbytes(layer) for layer in range(store.layers)]
+    for new, context in ((1, 8), (24, 24), (12, 60)):
+        made = plan_tight(
+            folder, 1, 2, batch=3, context=context, pass_tokens=new, logit_tokens=1
+        )
+        left = made.device_peak_bytes - made.scratch_bytes - metered(folder, made)
+        spread = max(reads) - min(reads)
+        assert 0 <= left <= 4096 * blocks + ROW * made.batch * new + spread
+
+
+def assert_parts_are_checked(folder, key, wrong):
+    """A list by layer in config.json is one of each layer, without what is wrong.
+
+    `wrong` has what the refusal says, and what the first layer says instead.
+    """
+    file = folder / "config.json"
+    packing = json.loads(file.read_text())["quantization_config"]
+    listed = packing[key]
+    rows = {words: [listed[0] | part, *listed[1:]] for words, part in wrong.items()}
+    rows |= {f"does not list the {key}": None, "for each of 4 layers": listed[1:]}
+    for words, value in rows.items():
+        edit_json(file, quantization_config=packing | {key: value})
+        with pytest.raises(InvalidInput, match=words):
+            plan_ample(folder, context=32)
