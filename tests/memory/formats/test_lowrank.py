@@ -14,9 +14,6 @@ from thesis_lib.memory.formats.lowrank import (
 )
 from thesis_lib.memory.model.checkpoint import NON_LAYER
 from thesis_lib.memory.model.linears import linears
-from thesis_lib.memory.model.spec import Machine
-from thesis_lib.memory.offload.offloaded_model import plan_checkpoint
-from thesis_lib.memory.offload.plan import plan
 from thesis_lib.memory.offload.store import SafetensorsStore
 
 
@@ -94,10 +91,3 @@ def test_ranks_that_are_missing_or_impossible_are_refused(tmp_path):
         "cannot have rank 999": {"self_attn.q_proj": 999},
         "z_proj not among": {"self_attn.z_proj": 4},
     })  # fmt: skip
-
-
-def test_a_geometry_without_ranks_has_no_plan(tmp_path):
-    tiny.write(tmp_path / "dense")
-    made = plan_checkpoint(tmp_path / "dense", Machine(2**40, 1e9), context=32)
-    with pytest.raises(InvalidInput, match="no ranks of factors"):
-        plan(made.spec, Machine(2**40, 1e9), kind="lowrank", context=32)
