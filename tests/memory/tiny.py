@@ -1,5 +1,6 @@
 """Tiny random models of every architecture that is streamed, on disk and resident."""
 
+import copy
 import json
 from contextlib import contextmanager
 
@@ -100,6 +101,15 @@ def answer(*words):
     done = CliRunner().invoke(app, [*map(str, words), "--json"])
     assert done.exit_code == 0, done.output
     return json.loads(done.stdout)
+
+
+@contextmanager
+def unchanged(model):
+    """Check that the weights of a model are afterwards what they were before."""
+    before = copy.deepcopy(model.state_dict())
+    yield
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
 
 
 def plan_ample(folder, **options):
