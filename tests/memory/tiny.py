@@ -1,23 +1,17 @@
 """Tiny random models of every architecture that is streamed, on disk and resident."""
 
-import copy
 import json
 from contextlib import contextmanager
 
-import pytest
 import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
-from typer.testing import CliRunner
 
-from thesis_book.__main__ import app
-from thesis_lib.common.errors import InvalidInput
 from thesis_lib.memory.model.checkpoint import allocate
 from thesis_lib.memory.model.pretrained import quiet
 from thesis_lib.memory.model.spec import Machine
 from thesis_lib.memory.offload.measure import DeviceBudget
 from thesis_lib.memory.offload.offloaded_model import StreamedModel, plan_checkpoint
-from thesis_lib.memory.offload.store import SafetensorsStore
 
 VOCAB, LAYERS = 211, 4
 ROW = 8  # bytes of a token's number, which the caller holds
@@ -94,22 +88,6 @@ def streams(folder):
 def edit_json(path, **fields):
     """Set fields of the object that a JSON file holds."""
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-
-
-def answer(*words):
-    """What a command prints as JSON."""
-    done = CliRunner().invoke(app, [*map(str, words), "--json"])
-    assert done.exit_code == 0, done.output
-    return json.loads(done.stdout)
-
-
-@contextmanager
-def unchanged(model):
-    """Check that the weights of a model are afterwards what they were before."""
-    before = copy.deepcopy(model.state_dict())
-    yield
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, before[name]), name
 
 
 def plan_ample(folder, **options):
@@ -230,36 +208,3 @@ def metered(folder, made):
             twin.step(tokens(2, made.batch, last), cache, kept)
             del cache
     return budget.peak_bytes
-
-
-def assert_peaks_are_planned(folder, blocks=2):
-    """Plans of a packed checkpoint leave unused what they must, and no more.
-
-    A resident layer holds its own size where a plan counts the largest, and what
-    restoring holds beside a matrix shows to no meter.
-    """
-    with SafetensorsStore(folder) as store:
-        reads = [store.nbytes(layer) for layer in range(store.layers)]
-    for new, context in ((1, 8), (24, 24), (12, 60)):
-        made = plan_tight(
-            folder, 1, 2, batch=3, context=context, pass_tokens=new, logit_tokens=1
-        )
-        left = made.device_peak_bytes - made.scratch_bytes - metered(folder, made)
-        spread = max(reads) - min(reads)
-        assert 0 <= left <= 4096 * blocks + ROW * made.batch * new + spread
-
-
-def assert_parts_are_checked(folder, key, wrong):
-    """A list by layer in config.json is one of each layer, without what is wrong.
-
-    `wrong` has what the refusal says, and what the first layer says instead.
-    """
-    file = folder / "config.json"
-    packing = json.loads(file.read_text())["quantization_config"]
-    listed = packing[key]
-    rows = {words: [listed[0] | part, *listed[1:]] for words, part in wrong.items()}
-    rows |= {f"does not list the {key}": None, "for each of 4 layers": listed[1:]}
-    for words, value in rows.items():
-        edit_json(file, quantization_config=packing | {key: value})
-        with pytest.raises(InvalidInput, match=words):
-            plan_ample(folder, context=32)

@@ -1,5 +1,6 @@
 """Each layer is calibrated on what compressed ones give it, and then trained."""
 
+import checks
 import numpy as np
 import pytest
 import tiny
@@ -141,7 +142,7 @@ def test_a_refinement_that_does_not_help_is_undone(model):
 def test_ranks_are_those_asked_for_and_the_model_is_as_it_was(model):
     ranks = uniform_ranks(model, 0.5)
     ranks["model.layers.1.mlp.up_proj"] = None
-    with tiny.unchanged(model):
+    with checks.unchanged(model):
         twin = factorise_blocks(model, WINDOWS, ranks)
     found = {
         f"model.layers.{number}.{name}": rank

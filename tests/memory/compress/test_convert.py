@@ -2,6 +2,7 @@
 
 import shutil
 
+import checks
 import pytest
 import tiny
 import torch
@@ -57,7 +58,7 @@ def test_perplexities_before_are_those_of_the_resident_model_on_each_domain(tmp_
 
 def test_a_checkpoint_without_a_tokenizer_has_no_perplexity(tmp_path):
     tiny.write(tmp_path / "dense")
-    said = tiny.answer(
+    said = checks.answer(
         "compress", tmp_path / "dense", tmp_path / "out", "--weights", "int8"
     )
     assert said["perplexity_before"] is said["perplexity_after"] is None
@@ -70,7 +71,7 @@ def test_few_bits_are_calibrated_on_the_text_that_is_given(dense, tmp_path):
     text.write_text("a quick brown fox jumps over the lazy dog; " * 30)
     few = ["--bits", 3, "--group", 16, "--calibration", text, "--tokens", 100]
     plain, corrected = (
-        tiny.answer(
+        checks.answer(
             "compress",
             dense,
             tmp_path / f"rank {rank}",

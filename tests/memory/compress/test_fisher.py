@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import checks
 import numpy as np
 import pytest
 import tiny
@@ -134,7 +135,7 @@ def test_they_predict_what_a_small_error_costs(model):
 
 
 def test_the_model_is_as_it_was(model):
-    with tiny.unchanged(model):
+    with checks.unchanged(model):
         first = output_factors(model, tiny.tokens(1, 2, 8), seed=1)
         second = output_factors(model, tiny.tokens(1, 2, 8), seed=1)
     assert all(np.array_equal(first[name], second[name]) for name in first)

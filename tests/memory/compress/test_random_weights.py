@@ -5,11 +5,11 @@ import os
 import shutil
 from dataclasses import replace
 
+import checks
 import numpy as np
 import pytest
 import torch
 from scipy.stats import kstest
-from tiny import answer
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
@@ -200,7 +200,7 @@ def test_a_link_that_was_replaced_by_another_layer_is_refused(tmp_path):
 def test_the_command_says_what_it_wrote(tmp_path, monkeypatch):
     monkeypatch.setitem(spec._GEOMETRIES, "tiny", TINY)
     words = ["synth", "tiny", str(tmp_path / "model"), "--distinct-layers", "2"]
-    said = answer(*words)
+    said = checks.answer(*words)
     assert said["layers"] == 4
     with SafetensorsStore(tmp_path / "model") as store:
         assert store.layers == 4

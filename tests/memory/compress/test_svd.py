@@ -1,6 +1,6 @@
+import checks
 import numpy as np
 import pytest
-import tiny
 import torch
 from numpy.linalg import norm
 from torch import nn
@@ -172,7 +172,7 @@ def test_layers_share_the_gram_of_an_input_that_nobody_changes(in_place):
 @pytest.mark.parametrize("ratio", [0.3, 0.6, 0.9])
 def test_a_copy_holds_at_most_the_ratio_and_leaves_the_model_as_it_was(ratio):
     model = network()
-    with tiny.unchanged(model):
+    with checks.unchanged(model):
         twin = factorise(model, ratio)
     for layer, dense in ((twin[0], model[0]), (twin[2], model[2])):
         held = layer.left.numel() + layer.right.numel()

@@ -6,6 +6,7 @@ import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import checks
 import numpy as np
 import pytest
 import tiny
@@ -199,7 +200,7 @@ def test_what_cannot_be_coded_is_refused_by_name(tmp_path):
 
 def test_the_command_plans_a_code_that_reads_less():
     plan = "plan", "llama2-7b", "--device-memory", "2GiB"
-    coded, dense = tiny.answer(*plan, "--weights", "lossless"), tiny.answer(*plan)
+    coded, dense = checks.answer(*plan, "--weights", "lossless"), checks.answer(*plan)
     assert coded["weights"] == "lossless"
     assert coded["rates"]["ratio"] == "estimated"
     share = coded["bytes_per_token"] / dense["bytes_per_token"]

@@ -1,5 +1,6 @@
 """Factors stream like any other layer, each matrix with a rank of its own."""
 
+import checks
 import pytest
 import tiny
 import torch
@@ -68,7 +69,7 @@ def test_bytes_on_disk_are_those_counted(tmp_path):
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "opt"])
 def test_the_planned_peak_of_factors_is_the_metered_one(tmp_path, architecture):
     folder, _, _ = write_factored(tmp_path, architecture, vocab_size=3000)
-    tiny.assert_peaks_are_planned(folder)
+    checks.assert_peaks_are_planned(folder)
 
 
 def test_the_largest_ranks_stand_for_all_layers():
@@ -87,7 +88,7 @@ def test_factors_with_nan_are_refused(tmp_path):
 
 def test_ranks_that_are_missing_or_impossible_are_refused(tmp_path):
     folder, _, _ = write_factored(tmp_path)
-    tiny.assert_parts_are_checked(folder, "ranks", {
+    checks.assert_parts_are_checked(folder, "ranks", {
         "cannot have rank 999": {"self_attn.q_proj": 999},
         "z_proj not among": {"self_attn.z_proj": 4},
     })  # fmt: skip

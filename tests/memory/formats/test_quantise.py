@@ -1,6 +1,6 @@
+import checks
 import numpy as np
 import pytest
-import tiny
 import torch
 from torch import nn
 
@@ -135,7 +135,7 @@ def test_a_quantised_layer_computes_with_its_stored_weight(kind, bound):
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
 def test_a_quantised_copy_leaves_the_model_as_it_was(kind):
     model = small_model()
-    with tiny.unchanged(model):
+    with checks.unchanged(model):
         twin = quantise(model, kind, names=["0"])
     assert type(model[0]) is nn.Linear
     assert type(twin[2]) is nn.Linear

@@ -4,6 +4,7 @@ import json
 import struct
 import tracemalloc
 
+import checks
 import gguf
 import numpy as np
 import pytest
@@ -315,7 +316,7 @@ def test_layers_in_blocks_have_the_bytes_of_the_file(architecture, tmp_path):
 
 @pytest.mark.parametrize("architecture", KEPT)
 def test_the_planned_peak_of_blocks_is_the_metered_one(architecture, tmp_path):
-    tiny.assert_peaks_are_planned(write_kept(tmp_path, architecture)[0], blocks=3)
+    checks.assert_peaks_are_planned(write_kept(tmp_path, architecture)[0], blocks=3)
 
 
 def test_a_tensor_in_blocks_takes_its_bytes_and_no_more(tmp_path):
@@ -337,7 +338,7 @@ def test_a_file_without_blocks_becomes_dense(tmp_path):
 
 def test_types_that_are_missing_unknown_or_of_others_are_refused(tmp_path):
     folder, _, _ = write_kept(tmp_path, "llama")
-    tiny.assert_parts_are_checked(folder, "types", {
+    checks.assert_parts_are_checked(folder, "types", {
         "one object of str": {"self_attn.q_proj": 4},
         "'Q9'.*one of": {"self_attn.q_proj": "Q9"},
         "z_proj not among": {"self_attn.z_proj": "Q4_0"},
