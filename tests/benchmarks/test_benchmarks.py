@@ -226,14 +226,20 @@ def test_ways_to_store_a_model_are_those_of_the_record(patched, tiny_smollm2, tm
     assert set(record["timing"]["systems"]) == {"bf16", "GPTQ 3"}
 
 
-def test_a_lossless_code_is_that_of_the_record(patched, tmp_path):
+@pytest.fixture
+def small(patched):
+    """Let scripts draw a few small layers, and read once where they would settle."""
+    from thesis_lib.memory.compress.random_weights import synthesise
     from thesis_lib.memory.model.spec import ModelSpec
 
-    small = ModelSpec("llama2-7b", 6, 256, 512, 8, 8, 32, 1000, tied=False)
-    script = patched("lossless")
-    made = script.synthesise
-    patched("lossless", synthesise=lambda _, *a, **k: made(small, *a, **k), REPEATS=1)
-    patched("lossless", settle=lambda model: [model.drain() or 0.1])
+    spec = ModelSpec("llama2-7b", 6, 256, 512, 8, 8, 32, 1000, tied=False)
+    patched("lossless", REPEATS=1, settle=lambda model: [model.drain() or 0.1])
+    for name in ("lossless", "blocks"):
+        patched(name, synthesise=lambda _, *a, **k: synthesise(spec, *a, **k))
+
+
+@pytest.mark.usefixtures("small")
+def test_a_lossless_code_is_that_of_the_record(tmp_path):
     words = ["--mib", "2", "--layers", "4", "--rounds", "1"]
     record = run("lossless", tmp_path, ["--codecs", "exponent code", *words])
     held_against("lossless", record)
@@ -241,13 +247,8 @@ def test_a_lossless_code_is_that_of_the_record(patched, tmp_path):
     assert all(row["ratio"] < 0.8 for row in record["codecs"])
 
 
-def test_blocks_that_are_kept_are_those_of_the_record(patched, tmp_path):
-    from thesis_lib.memory.model.spec import ModelSpec
-
-    small = ModelSpec("llama2-7b", 4, 256, 512, 8, 8, 32, 1000, tied=False)
-    made = patched("blocks").synthesise
-    patched("blocks", synthesise=lambda _, *a, **k: made(small, *a, **k))
-    patched("lossless", REPEATS=1, settle=lambda model: [model.drain() or 0.1])
+@pytest.mark.usefixtures("small")
+def test_blocks_that_are_kept_are_those_of_the_record(tmp_path):
     record = run("blocks", tmp_path, ["--layers", "4", "--rounds", "1"])
     held_against("blocks", record)
     assert record["streams"]["SmolLM2"]["equal_logits"]

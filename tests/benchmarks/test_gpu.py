@@ -11,16 +11,11 @@ import torch
 from memory_limit import Confined
 
 from thesis_lib.common.units import MiB
-from thesis_lib.memory.model.spec import ModelSpec
-
-SPEC = ModelSpec("small", 6, 512, 1024, 8, 8, 64, 1000, tied=False)
 
 
 @pytest.fixture
 def script(monkeypatch):
-    module = benchmark.load("gpu")
-    monkeypatch.setattr(module, "geometry", lambda name: SPEC)
-    return module
+    return benchmark.load_small("gpu", monkeypatch)
 
 
 def options(script, tmp_path, **more):
@@ -79,7 +74,7 @@ def test_what_the_time_does_not_allow_is_left_out_and_said_so(
     monkeypatch.setattr(script, "link_rate", lambda device, copies: 2e9)
     monkeypatch.setattr(script.util, "find_spec", lambda name: object())
     given = options(script, tmp_path, peers="accelerate", minutes=0.5)
-    found = script.measure(given, SPEC)
+    found = script.measure(given, benchmark.SMALL)
     assert ran == [("streamed", "whole"), ("streamed", "few")]
     assert "were left" in found["parts"]["accelerate"]["skipped"]
     assert found["tokens_identical"] is None
@@ -93,7 +88,7 @@ def test_a_part_that_fails_is_reported_and_the_others_go_on(
 
     monkeypatch.setattr(memory_limit, "confine", confine)
     given = options(script, tmp_path, peers="")
-    found = script.measure(given, SPEC)["parts"]
+    found = script.measure(given, benchmark.SMALL)["parts"]
     assert set(found) == {"whole", "streamed"}
     for part in found.values():
         assert (part["failed"], part["killed"]) == ("ended with -9", True)

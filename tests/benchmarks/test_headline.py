@@ -9,16 +9,12 @@ from memory_limit import how_confined
 
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.common.units import MiB
-from thesis_lib.memory.model.spec import ModelSpec, geometry
-
-SPEC = ModelSpec("small", 6, 512, 1024, 8, 8, 64, 1000, tied=False)
+from thesis_lib.memory.model.spec import geometry
 
 
 @pytest.fixture
 def script(monkeypatch):
-    module = benchmark.load("headline")
-    monkeypatch.setattr(module, "geometry", lambda name: SPEC)
-    return module
+    return benchmark.load_small("headline", monkeypatch)
 
 
 def words(tmp_path, *more):
@@ -51,7 +47,7 @@ def test_time_is_told_beforehand(script):
 
 def test_without_disk_or_time_it_refuses_before_it_writes(script, tmp_path):
     with pytest.raises(InvalidInput, match="two layers of small in bf16 need"):
-        script.survey(SPEC, ["bf16"], 12 * MiB, 10 * MiB)
+        script.survey(benchmark.SMALL, ["bf16"], 12 * MiB, 10 * MiB)
     with pytest.raises(SystemExit, match=r"more than the 0\.001 minutes allowed"):
         script.main(words(tmp_path, "--minutes", "0.001"))
     with pytest.raises(SystemExit, match="of which stay free"):

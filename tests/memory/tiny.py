@@ -1,5 +1,8 @@
 """Tiny random models of every architecture that is streamed, on disk and resident."""
 
+import json
+from contextlib import contextmanager
+
 import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -78,14 +81,23 @@ def streams(folder):
     """Whether a checkpoint streams with the bits of the model loaded from it."""
     with quiet():
         resident = AutoModelForCausalLM.from_pretrained(folder).eval()
-    made = plan_tight(folder, context=20, pass_tokens=9)
-    with StreamedModel(folder, made) as twin:
+    with streamed(folder, context=20, pass_tokens=9) as twin:
         return agree(twin, resident)
+
+
+def edit_json(path, **fields):
+    """Set fields of the object that a JSON file holds."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def plan_ample(folder, **options):
+    """The plan of a device that holds the whole checkpoint."""
+    return plan_checkpoint(folder, Machine(2**50, 1e9), **options)
 
 
 def plan_tight(folder, resident=0, ring=2, host=None, **options):
     """The plan with room for `resident` layers, and for `host` in host memory."""
-    ample = plan_checkpoint(folder, Machine(2**50, 1e9), ring=ring, **options)
+    ample = plan_ample(folder, ring=ring, **options)
     fixed = ample.device_peak_bytes - ample.spec.layers * ample.staging_bytes
     host_bytes = 0 if host is None else (host + 2) * ample.staging_bytes
     machine = Machine(
@@ -102,7 +114,7 @@ def plan_split(folder, resident=0, ring=2, host=None, **options):
 
     Parts are layers, and those of the output head.
     """
-    ample = plan_checkpoint(folder, Machine(2**50, 1e9), ring=ring, **options)
+    ample = plan_ample(folder, ring=ring, **options)
     below = Machine(ample.least_device_bytes(ring) - 1, 1e9)
     made = plan_checkpoint(folder, below, ring=ring, **options)
     least = made.least_device_bytes(ring) + resident * made.staging_bytes
@@ -112,6 +124,20 @@ def plan_split(folder, resident=0, ring=2, host=None, **options):
     assert made.head_parts > 0
     assert made.resident_layers == resident
     return made
+
+
+def streamed(folder, *places, plan=plan_tight, **options):
+    """The model of a checkpoint, to be opened within a plan as above."""
+    return StreamedModel(folder, plan(folder, *places, **options))
+
+
+@contextmanager
+def metering(folder, *places, **options):
+    """The opened model, and a meter that raises above the peak of the plan."""
+    twin = streamed(folder, *places, **options)
+    with twin, DeviceBudget(twin.plan.device_peak_bytes) as budget:
+        twin.charge(budget)
+        yield twin, budget
 
 
 def read(store, layer):

@@ -20,6 +20,8 @@ DECLARED = [
     Requirement(text)
     for text in [*PROJECT["dependencies"], *(r for e in EXTRAS.values() for r in e)]
 ]
+STEPS = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+PIP = next(step["pip"] for step in STEPS if isinstance(step, dict))
 # Fixed by the project's owner.
 OWNER = [
     "jupyter-book", "jupyterlab", "papermill", "torch", "transformers",
@@ -75,9 +77,7 @@ def test_the_locks_hold_neither_torch_nor_what_it_brings_nor_an_address():
 def test_torch_is_one_range_everywhere():
     install = (ROOT / "scripts" / "install.sh").read_text()
     quoted = re.findall(r"torch([<>=][^'\s]*)", install)
-    steps = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
-    pip = next(step["pip"] for step in steps if isinstance(step, dict))
-    conda = [line for line in pip if line.startswith("torch")]
+    conda = [line for line in PIP if line.startswith("torch")]
     found = [Requirement(f"torch{text}").specifier for text in quoted]
     found += [Requirement(line).specifier for line in conda]
     assert len(found) == 2
@@ -85,11 +85,8 @@ def test_torch_is_one_range_everywhere():
 
 
 def test_environment_yml_takes_the_same_lock_and_python():
-    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
-    steps = environment["dependencies"]
-    pip = next(step["pip"] for step in steps if isinstance(step, dict))
-    assert "-r requirements.lock" in pip
-    python = next(s for s in steps if isinstance(s, str) and s.startswith("python="))
+    assert "-r requirements.lock" in PIP
+    python = next(s for s in STEPS if isinstance(s, str) and s.startswith("python="))
     version = python.removeprefix("python=") + ".0"
     assert Requirement(f"python{PROJECT['requires-python']}").specifier.contains(
         version

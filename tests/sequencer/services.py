@@ -3,9 +3,12 @@
 import asyncio
 import functools
 import heapq
+import socket
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import numpy as np
+import uvicorn
 
 from thesis_lib.sequencer import scenario
 from thesis_lib.sequencer.core.trace import KeySets
@@ -31,6 +34,30 @@ def asynchronous(test):
         asyncio.run(asyncio.wait_for(test(*args, **options), 300))
 
     return run
+
+
+async def until(holds):
+    """Wait until `holds` is true, for 20 s at most."""
+    for _ in range(4000):
+        if holds():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("never")
+
+
+@asynccontextmanager
+async def listening(app, lifespan="off"):
+    """The address of a server of the application on loopback."""
+    listens = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(app, log_level="critical", lifespan=lifespan)
+    server = uvicorn.Server(config)
+    serves = asyncio.create_task(server._serve([listens]))
+    try:
+        await until(lambda: server.started)
+        yield f"http://127.0.0.1:{listens.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        await serves
 
 
 def lifo(batch, forecast, now_s):

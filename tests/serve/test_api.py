@@ -15,7 +15,7 @@ import openai
 import pytest
 import tiny
 import torch
-import uvicorn
+from services import listening, until
 
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.memory.decode.generate import Writing, write
@@ -49,17 +49,11 @@ async def serving(folder, key=None, **options):
     """The service, and the address of an API in front of it."""
     room = ROOM | options
     size = memory(folder, room["slots"])
-    async with ModelService(str(folder), size, metered=True, **room) as service:
-        listens = socket.create_server(("127.0.0.1", 0))
-        app = openai_api(service, key)
-        config = uvicorn.Config(app, log_level="critical", lifespan="off")
-        server = uvicorn.Server(config)
-        serves = asyncio.create_task(server._serve([listens]))
-        try:
-            yield service, f"http://127.0.0.1:{listens.getsockname()[1]}/v1"
-        finally:
-            server.should_exit = True
-            await serves
+    async with (
+        ModelService(str(folder), size, metered=True, **room) as service,
+        listening(openai_api(service, key)) as address,
+    ):
+        yield service, f"{address}/v1"
 
 
 def client(address, **options):
@@ -76,14 +70,6 @@ def with_a_client(folder, ask, **options):
             return await ask(client(address), service.name, service)
 
     return asyncio.run(run())
-
-
-async def until(holds):
-    for _ in range(4000):
-        if holds():
-            return
-        await asyncio.sleep(0.005)
-    raise AssertionError("never")
 
 
 def alone(folder, prompt, most, **wishes):
@@ -374,6 +360,7 @@ def test_a_client_that_goes_gives_its_slot_to_the_next(folder):
     text, counts = with_a_client(folder, ask, slots=1, policy="fifo")
     assert text == alone(folder, "zz", 3)
     assert (counts.arrived, counts.started, counts.left) == (3, 2, 2)
+    assert counts.on_time + counts.late == 1
 
 
 @pytest.mark.parametrize("split", [False, True])
@@ -426,19 +413,6 @@ def test_whoever_asks_or_waits_when_it_ends_is_told(folder):
     assert [type(said) for said in asyncio.run(run())] == [ModelLost] * 4
 
 
-def test_who_stops_listening_teaches_nothing(folder):
-    async def run():
-        async with ModelService(str(folder), memory(folder), **ROOM) as service:
-            ask = Ask(service.encode("a"), 40, Writing())
-            async with service.answer(ask) as pieces:
-                async for _ in pieces:
-                    break
-            counts = service.control.sequencer.counts
-            return counts.left, counts.on_time + counts.late
-
-    assert asyncio.run(run()) == (1, 0)
-
-
 def test_time_is_that_of_a_pass_and_of_the_share_of_them_that_is_used():
     learns = PassEstimator(0.5)
     assert learns.predict("chat", (8, 8)) == pytest.approx(8.5 * 0.5)
@@ -471,7 +445,7 @@ def test_what_cannot_be_opened_or_listened_on_is_a_sentence(folder):
             with pytest.raises(InvalidInput, match="cannot be listened on"):
                 listen(*at, key="secret")
     with pytest.raises(InvalidInput, match="MiB"):
-        asyncio.run(with_room(folder, 2**12))
+        asyncio.run(ModelService(str(folder), 2**12, **ROOM).__aenter__())
     with pytest.raises(InvalidInput, match="polic"):
         ModelService(str(folder), 2**20, policy="first-come")
 
@@ -495,11 +469,6 @@ def test_a_service_is_open_inside_its_with_and_once(folder):
 
     with pytest.raises(InvalidInput, match="entered before"):
         asyncio.run(twice())
-
-
-async def with_room(folder, size):
-    async with ModelService(str(folder), size, **ROOM):
-        raise AssertionError("it has no room")
 
 
 def test_told_to_end_it_answers_whom_it_has_taken_and_closes_its_log(folder, tmp_path):

@@ -14,12 +14,12 @@ from thesis_lib.memory.compress.convert import convert
 from thesis_lib.memory.formats.base import find_format
 from thesis_lib.memory.model.spec import ARCHITECTURES
 from thesis_lib.memory.offload.measure import DeviceBudget
-from thesis_lib.memory.offload.offloaded_model import StreamedModel
 from thesis_lib.memory.offload.store import StoreDamaged
 from thesis_serve.model import together
 from thesis_serve.model.together import Together
 
 CONTEXT = 24
+SHAPE = {"context": CONTEXT, "pass_tokens": 5, "logit_tokens": 1, "generating": True}
 
 
 def writer(model, seed):
@@ -39,14 +39,20 @@ def writer(model, seed):
     return write
 
 
-def passes(model, write):
-    """How often the model reads its weights for one text alone, and the text."""
-    texts, count = Together(model), 0
-    lane = texts.join(write)
+def finish(texts):
+    """Step until every text is written; how often the model read its weights."""
+    count = 0
     while texts.lanes:
         texts.step()
         count += 1
-    return count, lane.result
+    return count
+
+
+def passes(model, write):
+    """How often the model reads its weights for one text alone, and the text."""
+    texts = Together(model)
+    lane = texts.join(write)
+    return finish(texts), lane.result
 
 
 def read_by(model, act):
@@ -58,24 +64,44 @@ def read_by(model, act):
     return model.bytes_read - before
 
 
+def in_type(folder, dtype):
+    tiny.write(folder, dtype=dtype)
+    return folder
+
+
+def in_format(folder, name):
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
+    tiny.write(folder / "dense", head_dim=16, **shape)
+    convert(folder / "dense", folder / name, find_format(name))
+    return folder / name
+
+
+def of(folder, architecture):
+    tiny.write(folder, architecture)
+    return folder
+
+
+def split(folder, architecture):
+    tiny.write_wide(folder, architecture)
+    return folder
+
+
 CASES = [
-    *((name, tiny.write, tiny.plan_tight) for name in ARCHITECTURES),
-    *((name, tiny.write_wide, tiny.plan_split) for name in ("llama", "gemma2", "opt")),
+    *((of, name) for name in ARCHITECTURES),
+    *((split, name) for name in ("llama", "gemma2", "opt")),
+    *((in_type, dtype) for dtype in (torch.float32, torch.float16)),
+    *((in_format, name) for name in ("nf4", "int8", "lossless")),
 ]
 
 
-@pytest.mark.parametrize(("architecture", "make", "plan"), CASES)
-def test_a_text_has_its_own_bits_whoever_shares_its_passes(
-    tmp_path, architecture, make, plan
-):
-    make(tmp_path, architecture)
-    shape = {"context": CONTEXT, "pass_tokens": 5, "logit_tokens": 1}
-    made = plan(tmp_path, 1, batch=3, generating=True, **shape)
-    with StreamedModel(tmp_path, made) as model, DeviceBudget() as budget:
-        model.charge(budget)
+@pytest.mark.parametrize(("make", "what"), CASES)
+def test_a_text_has_its_own_bits_whoever_shares_its_passes(tmp_path, make, what):
+    folder = make(tmp_path, what)
+    plan = tiny.plan_split if make is split else tiny.plan_tight
+    with tiny.metering(folder, 1, plan=plan, batch=3, **SHAPE) as (model, _):
         alone = {seed: writer(model, seed)() for seed in range(6)}
         texts, waiting = Together(model), list(alone)
-        lanes, order = {}, random.Random(architecture)
+        lanes, order = {}, random.Random(str(what))
         while waiting or texts.lanes:
             while waiting and len(texts.lanes) < 3 and order.random() < 0.7:
                 seed = waiting.pop()
@@ -83,7 +109,6 @@ def test_a_text_has_its_own_bits_whoever_shares_its_passes(
             if texts.lanes:
                 texts.step()
         assert {seed: lane.result for seed, lane in lanes.items()} == alone
-        assert budget.peak_bytes <= made.device_peak_bytes
 
 
 @pytest.fixture
@@ -94,11 +119,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def model(folder):
-    made = tiny.plan_tight(
-        folder, 0, 2, batch=3, context=CONTEXT, pass_tokens=5, logit_tokens=1,
-        generating=True,
-    )  # fmt: skip
-    with StreamedModel(folder, made) as opened:
+    with tiny.streamed(folder, 0, 2, batch=3, **SHAPE) as opened:
         yield opened
 
 
@@ -108,15 +129,11 @@ def test_what_is_read_is_read_once_for_all(model):
     for seed in (2, 4, 6):
         texts.join(writer(model, seed))
 
-    def write():
-        while texts.lanes:
-            texts.step()
-
     def drain_as_often():
         for _ in range(max(counts)):
             model.drain()
 
-    assert read_by(model, write) == read_by(model, drain_as_often)
+    assert read_by(model, lambda: finish(texts)) == read_by(model, drain_as_often)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +155,7 @@ def test_a_matrix_is_multiplied_once_for_all_where_no_kernel_mixes_rows(
     monkeypatch.setattr(together, "mixes_rows", lambda *_: mixes)
     monkeypatch.setattr(together, "linear", counted)
     shape = {"context": 8, "pass_tokens": pass_tokens, "logit_tokens": 1, "batch": 3}
-    with StreamedModel(folder, tiny.plan_tight(folder, 0, 2, **shape)) as model:
+    with tiny.streamed(folder, 0, 2, **shape) as model:
 
         def write():
             cache = model.new_cache()
@@ -156,38 +173,6 @@ def test_a_matrix_is_multiplied_once_for_all_where_no_kernel_mixes_rows(
     assert len(rows) == matrices * (3 // at_once)
 
 
-def in_type(folder, dtype):
-    tiny.write(folder, dtype=dtype)
-    return folder
-
-
-def in_format(folder, name):
-    shape = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
-    tiny.write(folder / "dense", head_dim=16, **shape)
-    convert(folder / "dense", folder / name, find_format(name))
-    return folder / name
-
-
-@pytest.mark.parametrize(
-    ("made_in", "what"),
-    [
-        (in_type, torch.float32), (in_type, torch.float16),
-        (in_format, "nf4"), (in_format, "int8"), (in_format, "lossless"),
-    ],
-)  # fmt: skip
-def test_a_text_has_its_own_bits_in_each_type_and_format(tmp_path, made_in, what):
-    folder = made_in(tmp_path, what)
-    shape = {"context": CONTEXT, "pass_tokens": 5, "logit_tokens": 1}
-    made = tiny.plan_tight(folder, 1, batch=4, generating=True, **shape)
-    with StreamedModel(folder, made) as model:
-        alone = [writer(model, seed)() for seed in range(4)]
-        texts = Together(model)
-        lanes = [texts.join(writer(model, seed)) for seed in range(4)]
-        while texts.lanes:
-            texts.step()
-        assert [lane.result for lane in lanes] == alone
-
-
 def test_a_text_that_fails_or_leaves_concerns_no_other(model):
     _, expected = passes(model, writer(model, 4))
     texts = Together(model)
@@ -201,8 +186,7 @@ def test_a_text_that_fails_or_leaves_concerns_no_other(model):
     texts.leave(left)
     texts.leave(left)
     assert torch.is_grad_enabled()
-    while texts.lanes:
-        texts.step()
+    finish(texts)
     assert stays.result == expected
     assert str(broken.failure) == "of its own"
     assert (left.dead, left.result) == (True, None)
@@ -226,8 +210,7 @@ def test_a_text_that_failed_holds_nothing(model):
             for _ in range(9):
                 texts = Together(model)
                 kept.append(texts.join(fails))
-                while texts.lanes:
-                    texts.step()
+                finish(texts)
     finally:
         gc.enable()
     assert all(isinstance(lane.failure, RuntimeError) for lane in kept)
@@ -259,11 +242,7 @@ def test_a_text_that_the_plan_has_no_room_for_is_refused(model):
 
 def test_a_damaged_file_is_nobodys_own_failure(tmp_path):
     tiny.write_wide(tmp_path)  # whose token table is read by rows, by each text
-    made = tiny.plan_split(
-        tmp_path, batch=3, context=CONTEXT, pass_tokens=5, generating=True,
-        logit_tokens=1,
-    )  # fmt: skip
-    with StreamedModel(tmp_path, made) as model:
+    with tiny.streamed(tmp_path, plan=tiny.plan_split, batch=3, **SHAPE) as model:
         texts = Together(model)
         texts.join(writer(model, 2))
         os.utime(tmp_path / "model.safetensors", (1, 1))

@@ -1,15 +1,13 @@
 """One command for every format: bytes and perplexities are those of the two models."""
 
-import json
 import shutil
 
+import checks
 import pytest
 import tiny
 import torch
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
-from thesis_book.__main__ import app
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.common.files import data_folder
 from thesis_lib.memory.compress.blockwise import matrices
@@ -37,12 +35,6 @@ def compress(folder, out, tokens=4096, context=512, **config):
     return compress_checkpoint(str(folder), out, config, tokens, context)
 
 
-def said_by(*words):
-    done = CliRunner().invoke(app, ["compress", *map(str, words), "--json"])
-    assert done.exit_code == 0, done.output
-    return json.loads(done.stdout)
-
-
 def test_perplexities_before_are_those_of_the_resident_model_on_each_domain(tmp_path):
     model = tiny.write(tmp_path / "dense")
     tokenizer = tiny.give_tokenizer(tmp_path / "dense")
@@ -66,7 +58,9 @@ def test_perplexities_before_are_those_of_the_resident_model_on_each_domain(tmp_
 
 def test_a_checkpoint_without_a_tokenizer_has_no_perplexity(tmp_path):
     tiny.write(tmp_path / "dense")
-    said = said_by(tmp_path / "dense", tmp_path / "out", "--weights", "int8")
+    said = checks.answer(
+        "compress", tmp_path / "dense", tmp_path / "out", "--weights", "int8"
+    )
     assert said["perplexity_before"] is said["perplexity_after"] is None
     assert said["domains"] == {}
     assert (said["weights"], said["tokens"], said["layers"]) == ("int8", 0, 4)
@@ -77,7 +71,14 @@ def test_few_bits_are_calibrated_on_the_text_that_is_given(dense, tmp_path):
     text.write_text("a quick brown fox jumps over the lazy dog; " * 30)
     few = ["--bits", 3, "--group", 16, "--calibration", text, "--tokens", 100]
     plain, corrected = (
-        said_by(dense, tmp_path / f"rank {rank}", "--correction-rank", rank, *few)
+        checks.answer(
+            "compress",
+            dense,
+            tmp_path / f"rank {rank}",
+            "--correction-rank",
+            rank,
+            *few,
+        )
         for rank in (0, 4)
     )
     model = tiny.write(tmp_path / "again")

@@ -5,6 +5,7 @@ import os
 import shutil
 from dataclasses import replace
 
+import checks
 import numpy as np
 import pytest
 import torch
@@ -21,8 +22,7 @@ from thesis_lib.memory.formats.base import find_format, words
 from thesis_lib.memory.model import checkpoint, spec
 from thesis_lib.memory.model.checkpoint import NON_LAYER, allocate
 from thesis_lib.memory.model.pretrained import quiet
-from thesis_lib.memory.model.spec import ModelSpec, geometries, geometry
-from thesis_lib.memory.offload.architectures import configure
+from thesis_lib.memory.model.spec import ModelSpec
 from thesis_lib.memory.offload.store import SafetensorsStore, StoreDamaged
 
 TINY = ModelSpec("tiny", 4, 64, 96, 4, 2, 16, 100, tied=False)
@@ -72,16 +72,6 @@ def test_transformers_loads_what_was_written(tmp_path, tiny):
         # Tensors start on a block: a read brings little but them.
         assert store.bytes_read == 0
         assert store.nbytes(0) - store.tensor_bytes(0) < checkpoint.ALIGNMENT
-
-
-@pytest.mark.parametrize("name", geometries())
-def test_the_configuration_of_a_geometry_is_that_geometry(name):
-    parts = random_weights._parts(configure(geometry(name)))
-    assert len(parts) - 1 == geometry(name).layers
-    n_bytes = sum(
-        checkpoint.nbytes(e) for part in parts.values() for e in part.values()
-    )
-    assert n_bytes == geometry(name).total_bytes
 
 
 def test_linked_layers_are_read_under_their_own_numbers(tmp_path):
@@ -210,9 +200,7 @@ def test_a_link_that_was_replaced_by_another_layer_is_refused(tmp_path):
 def test_the_command_says_what_it_wrote(tmp_path, monkeypatch):
     monkeypatch.setitem(spec._GEOMETRIES, "tiny", TINY)
     words = ["synth", "tiny", str(tmp_path / "model"), "--distinct-layers", "2"]
-    done = CliRunner().invoke(app, [*words, "--json"])
-    assert done.exit_code == 0, done.output
-    said = json.loads(done.stdout)
+    said = checks.answer(*words)
     assert said["layers"] == 4
     with SafetensorsStore(tmp_path / "model") as store:
         assert store.layers == 4

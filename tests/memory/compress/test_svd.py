@@ -1,3 +1,4 @@
+import checks
 import numpy as np
 import pytest
 import torch
@@ -55,31 +56,26 @@ def test_error_is_the_singular_tail(shape, rank):
     )
 
 
-@pytest.mark.parametrize("rank", [1, 8, 31, 47, 48])
-def test_whitened_loss_is_the_dropped_spectrum(rank):
-    weight, x = matrix(), inputs()
+@pytest.mark.parametrize(
+    ("rows", "rank", "close"),
+    [
+        *((200, rank, 1e-10) for rank in (1, 8, 31, 47, 48)),
+        *((20, rank, 1e-7) for rank in (1, 8, 20)),  # of 48: no Cholesky factor
+    ],
+)
+def test_whitened_loss_is_the_dropped_spectrum(rows, rank, close):
+    weight, x = matrix(), inputs(rows=rows)
     parts = decompose(weight, x.T @ x)
     left, right = parts.factors(rank)
-    loss = norm((weight - left @ right) @ x.T)
-    scale = norm(weight @ x.T)
-    np.testing.assert_allclose(loss, tail(parts, rank), atol=1e-10 * scale)
+    loss, slack = norm((weight - left @ right) @ x.T), close * norm(weight @ x.T)
+    np.testing.assert_allclose(loss, tail(parts, rank), atol=slack)
     plain_left, plain_right = factors(weight, rank)
-    if rank < 48:
+    if rank < min(rows, 48):
         assert loss < norm((weight - plain_left @ plain_right) @ x.T)
     else:
+        assert loss < slack
+    if rank == 48:
         np.testing.assert_allclose(left @ right, weight, atol=1e-9)
-
-
-@pytest.mark.parametrize("rank", [1, 8, 20])
-def test_fewer_inputs_than_features_still_meet_the_law(rank):
-    weight, x = matrix(), inputs(rows=20)
-    parts = decompose(weight, x.T @ x)  # rank 20 of 48: no Cholesky factor
-    left, right = parts.factors(rank)
-    loss = norm((weight - left @ right) @ x.T)
-    scale = norm(weight @ x.T)
-    np.testing.assert_allclose(loss, tail(parts, rank), atol=1e-7 * scale)
-    if rank == 20:
-        assert loss < 1e-7 * scale
 
 
 def sensitivity(m=64, seed=2):
@@ -146,51 +142,43 @@ def test_grams_are_the_sum_of_outer_products():
     assert not model[0]._forward_pre_hooks
 
 
-def test_layers_that_share_an_input_share_its_gram_and_not_its_sum():
-    class Fork(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.one, self.two = nn.Linear(6, 4), nn.Linear(6, 4)
+class Pair(nn.Module):
+    """Two layers of one input, or the second of what the first adds to it in place."""
 
-        def forward(self, x):
+    def __init__(self, in_place):
+        super().__init__()
+        self.one, self.two = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.in_place = in_place
+
+    def forward(self, x):
+        if not self.in_place:
             return self.one(x) + self.two(x)
-
-    batches = [torch.randn(5, 6) for _ in range(3)]
-    grams = gram_matrices(Fork(), batches)
-    rows = torch.cat(batches).double()
-    for gram in grams.values():
-        np.testing.assert_allclose(gram, (rows.T @ rows).numpy(), rtol=1e-12)
+        stream = x.clone()
+        stream += self.one(stream)
+        return self.two(stream)
 
 
-def test_an_input_that_changes_in_place_gets_a_gram_of_its_own():
-    class Residual(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.one, self.two = nn.Linear(6, 6), nn.Linear(6, 6)
-
-        def forward(self, x):
-            stream = x.clone()
-            stream += self.one(stream)
-            return self.two(stream)
-
-    model, x = Residual(), torch.randn(5, 6)
-    grams = gram_matrices(model, [x])
-    later = (x + model.one(x)).detach().double()
-    np.testing.assert_allclose(grams["two"], (later.T @ later).numpy(), rtol=1e-5)
+@pytest.mark.parametrize("in_place", [False, True])
+def test_layers_share_the_gram_of_an_input_that_nobody_changes(in_place):
+    model, batches = Pair(in_place), [torch.randn(5, 6) for _ in range(3)]
+    grams, rows = gram_matrices(model, batches), torch.cat(batches)
+    for name, seen in (("one", rows), ("two", rows + in_place * model.one(rows))):
+        seen = seen.detach().double()
+        expected = (seen.T @ seen).numpy()
+        rtol = 1e-5 if in_place else 1e-12
+        np.testing.assert_allclose(grams[name], expected, rtol=rtol)
 
 
 @pytest.mark.parametrize("ratio", [0.3, 0.6, 0.9])
 def test_a_copy_holds_at_most_the_ratio_and_leaves_the_model_as_it_was(ratio):
     model = network()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    twin = factorise(model, ratio)
+    with checks.unchanged(model):
+        twin = factorise(model, ratio)
     for layer, dense in ((twin[0], model[0]), (twin[2], model[2])):
         held = layer.left.numel() + layer.right.numel()
         assert held <= ratio * dense.weight.numel()
     assert torch.equal(twin[0].bias, model[0].bias)
     assert isinstance(model[0], nn.Linear)
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, before[name])
 
 
 @pytest.mark.parametrize(

@@ -22,11 +22,6 @@ SPEC, MIX, LINK = geometry("llama2-70b"), Mix(64, 16), 20e9
 CARD = CARDS["GeForce RTX 3090"]
 
 
-@pytest.fixture(autouse=True)
-def shipped(monkeypatch):
-    monkeypatch.setenv("THESIS_DATA", str(DATA))
-
-
 def predict(method, item="rtx-3090", card=CARD, count=1, link=LINK):
     return deployment.predict(SPEC, method, MIX, item, card, count, link)
 

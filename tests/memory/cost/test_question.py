@@ -28,11 +28,6 @@ CARD = read_cards(DATA)["GeForce RTX 3090"]
 NOTEBOOK = DATA.parent / "notebooks" / "06_evaluation_system_for_ml.ipynb"
 
 
-@pytest.fixture(autouse=True)
-def shipped(monkeypatch):
-    monkeypatch.setenv("THESIS_DATA", str(DATA))
-
-
 def answer(gpu="rtx-3090", override=None, **asked):
     return summarize(Question(gpu, **asked), override)
 

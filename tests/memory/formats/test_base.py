@@ -21,7 +21,7 @@ from thesis_lib.memory.formats.base import (
     words,
 )
 from thesis_lib.memory.model.linears import linears
-from thesis_lib.memory.model.spec import Machine, ModelSpec
+from thesis_lib.memory.model.spec import Machine, ModelSpec, geometry
 from thesis_lib.memory.offload.offloaded_model import StreamedModel, plan_checkpoint
 from thesis_lib.memory.offload.plan import least_device_bytes, plan
 from thesis_lib.memory.offload.store import SafetensorsStore
@@ -115,8 +115,17 @@ def test_a_format_that_a_manifest_invents_is_refused(tmp_path, monkeypatch):
         plan_checkpoint(tmp_path / "out", Machine(2**40, 1e9), context=8)
 
 
-@pytest.mark.parametrize("kind", ["lowrank", "bits"])
-def test_a_kind_that_says_too_little_is_refused(kind):
+@pytest.mark.parametrize(
+    ("kind", "missing"),
+    [
+        ("lowrank", "no ranks of factors"),
+        ("gguf", "no types of blocks"),
+        ("bits", "names no recipe of a matrix"),
+    ],
+)
+def test_a_geometry_has_no_plan_for_a_kind_that_says_too_little(kind, missing):
+    with pytest.raises(InvalidInput, match=missing):
+        plan(geometry("llama2-7b"), Machine(2**40, 1e9), kind=kind, context=32)
     with pytest.raises(InvalidInput, match=f"kind='{kind}' .*expected a checkpoint"):
         find_format(kind)
 

@@ -121,24 +121,6 @@ def test_a_compiled_layer_holds_nothing_beside_its_matrix():
     assert layer.scratch_bytes(rows=1) == 0
 
 
-@pytest.mark.parametrize("kind", [Kind.Q8_0, Kind.Q4_K])
-def test_a_layer_computes_with_the_restored_matrix(kind):
-    block = gguf.GGML_QUANT_SIZES[kind][0]
-    dense = torch.nn.Linear(block, 48, bias=True, dtype=torch.bfloat16)
-    rows = at_random(kind, 48, 1)
-    weights = ggml.Blocks(types=[{"up": kind.name}])
-    layer = weights.linear(0, "up", dense)
-    assert layer.state_dict().keys() == {"blocks", "bias"}
-    assert layer.get_buffer("blocks").shape == rows.shape
-    state = {"blocks": rows, "bias": dense.bias}
-    x = torch.randn(5, block, dtype=torch.bfloat16)
-    with torch.no_grad():
-        out = torch.func.functional_call(layer, state, (x,))
-        dense.weight.copy_(decoded(rows, kind))
-        expected = dense(x)
-    assert torch.equal(out.nan_to_num(), expected.nan_to_num())
-
-
 def test_the_type_that_takes_most_stands_for_all_layers():
     types = [{"a": "Q4_K", "b": "Q8_0"}, {"a": "Q6_K", "b": "Q3_K"}, {}]
     worst = ggml.Blocks(types=types).for_dry_run(2)

@@ -168,7 +168,3 @@ def test_entropies_are_those_of_the_fields():
     two = np.array([0x3F80, 0x4000], np.uint16)  # 1 and 2
     bits = lossless.field_bits(two)
     assert (bits.sign, bits.exponent, bits.mantissa) == (0, 1, 0)
-
-
-def test_a_rate_of_decoding_is_positive():
-    assert lossless.decode_bytes_per_s(lossless.encode(np.zeros(9, np.uint8)), 9) > 0

@@ -1,11 +1,9 @@
 """Factors stream like any other layer, each matrix with a rank of its own."""
 
-import json
-
+import checks
 import pytest
 import tiny
 import torch
-from tiny import ROW, metered
 
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.memory.compress.convert import write_factors
@@ -17,9 +15,6 @@ from thesis_lib.memory.formats.lowrank import (
 )
 from thesis_lib.memory.model.checkpoint import NON_LAYER
 from thesis_lib.memory.model.linears import linears
-from thesis_lib.memory.model.spec import Machine
-from thesis_lib.memory.offload.offloaded_model import StreamedModel, plan_checkpoint
-from thesis_lib.memory.offload.plan import plan
 from thesis_lib.memory.offload.store import SafetensorsStore
 
 
@@ -50,9 +45,9 @@ def write_factored(home, architecture="llama", **changes):
 @pytest.mark.parametrize(("ring", "resident"), [(1, 0), (2, 1), (3, 0), (2, 4)])
 def test_streamed_factors_equal_resident_ones(tmp_path, architecture, ring, resident):
     folder, model, _ = write_factored(tmp_path, architecture)
-    made = tiny.plan_tight(folder, resident, ring, batch=2, context=24, pass_tokens=9)
-    assert made.kind == "lowrank"
-    with StreamedModel(folder, made) as twin:
+    shape = {"batch": 2, "context": 24, "pass_tokens": 9}
+    with tiny.streamed(folder, resident, ring, **shape) as twin:
+        assert twin.plan.kind == "lowrank"
         assert tiny.agree(twin, model, batch=2)
 
 
@@ -74,17 +69,7 @@ def test_bytes_on_disk_are_those_counted(tmp_path):
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "opt"])
 def test_the_planned_peak_of_factors_is_the_metered_one(tmp_path, architecture):
     folder, _, _ = write_factored(tmp_path, architecture, vocab_size=3000)
-    with SafetensorsStore(folder) as store:
-        reads = [store.nbytes(layer) for layer in range(store.layers)]
-    for new, context in ((1, 8), (24, 24), (12, 60)):
-        made = tiny.plan_tight(
-            folder, 1, 2, batch=3, context=context, pass_tokens=new, logit_tokens=1
-        )
-        peak = metered(folder, made)
-        # A resident layer holds its own size where the plan counts the largest.
-        slack = made.device_peak_bytes - peak - ROW * made.batch * new
-        assert made.device_peak_bytes - peak >= 0
-        assert slack <= 4096 * 2 + max(reads) - min(reads)
+    checks.assert_peaks_are_planned(folder)
 
 
 def test_the_largest_ranks_stand_for_all_layers():
@@ -103,27 +88,7 @@ def test_factors_with_nan_are_refused(tmp_path):
 
 def test_ranks_that_are_missing_or_impossible_are_refused(tmp_path):
     folder, _, _ = write_factored(tmp_path)
-    file = folder / "config.json"
-    config = json.loads(file.read_text())
-    ranks = config["quantization_config"]["ranks"]
-
-    def altered(value):
-        config["quantization_config"]["ranks"] = value
-        file.write_text(json.dumps(config))
-        return plan_checkpoint(folder, Machine(2**40, 1e9), context=32)
-
-    for value, words in (
-        (None, "does not list the ranks"),
-        (ranks[1:], "for each of 4 layers"),
-        ([{**ranks[0], "self_attn.q_proj": 999}, *ranks[1:]], "cannot have rank 999"),
-        ([{**ranks[0], "self_attn.z_proj": 4}, *ranks[1:]], "z_proj not among"),
-    ):
-        with pytest.raises(InvalidInput, match=words):
-            altered(value)
-
-
-def test_a_geometry_without_ranks_has_no_plan(tmp_path):
-    tiny.write(tmp_path / "dense")
-    made = plan_checkpoint(tmp_path / "dense", Machine(2**40, 1e9), context=32)
-    with pytest.raises(InvalidInput, match="no ranks of factors"):
-        plan(made.spec, Machine(2**40, 1e9), kind="lowrank", context=32)
+    checks.assert_parts_are_checked(folder, "ranks", {
+        "cannot have rank 999": {"self_attn.q_proj": 999},
+        "z_proj not among": {"self_attn.z_proj": 4},
+    })  # fmt: skip

@@ -5,6 +5,7 @@ import itertools
 import json
 
 import pytest
+import tiny
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -178,23 +179,17 @@ def test_codes_are_those_of_bitsandbytes(dtype):
     assert torch.equal(found["a.absmax"], state.absmax)
 
 
-def tiny(folder, layers=3):
-    torch.manual_seed(1)
-    config = LlamaConfig(
-        hidden_size=128, intermediate_size=192, num_attention_heads=4,
-        num_key_value_heads=2, num_hidden_layers=layers, vocab_size=70,
-        tie_word_embeddings=False, dtype="bfloat16",
-    )  # fmt: skip
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
-    model.save_pretrained(folder, max_shard_size="200KB")
-    return model
+SHAPE = {
+    "num_hidden_layers": 3, "hidden_size": 128, "intermediate_size": 192,
+    "num_attention_heads": 4, "head_dim": 32,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("weights", FORMATS)
 def test_a_packed_checkpoint_holds_the_packed_layers_and_the_rest_as_it_was(
     tmp_path, weights
 ):
-    model = tiny(tmp_path / "dense")
+    model = tiny.write(tmp_path / "dense", **SHAPE)
     said = convert(tmp_path / "dense", tmp_path / "out", weights)
     assert said["layers"] == 3
     with SafetensorsStore(tmp_path / "out", verify=True) as store:
@@ -244,7 +239,7 @@ def test_a_layout_that_this_machine_cannot_run_is_refused_by_name(monkeypatch):
 
 
 def test_a_packed_checkpoint_without_its_manifest_is_refused(tmp_path):
-    tiny(tmp_path / "dense")
+    tiny.write(tmp_path / "dense", **SHAPE)
     convert(tmp_path / "dense", tmp_path / "out", INT8)
     manifest = tmp_path / "out" / MANIFEST
     content = json.loads(manifest.read_text())

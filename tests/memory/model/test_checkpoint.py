@@ -90,12 +90,26 @@ def test_a_tensor_without_dimensions_has_contents():
     assert content.tobytes() == np.float32(1.5).tobytes()
 
 
-def test_contents_of_another_size_are_refused_and_nothing_is_left(tmp_path):
+def filled():
+    """The contents of a layer on a disk that has room for the first of them."""
+    yield from islice(contents(draw(LAYER).values()), 1)
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ([memoryview(b"abc")] * 3, r"3 bytes for \('F32', \(3,\)\)"),
+        (filled(), r"No space left.*nothing of it was kept"),
+    ],
+    ids=["another size", "a full disk"],
+)
+def test_contents_that_cannot_be_written_leave_nothing(tmp_path, written, words):
     with (
-        pytest.raises(InvalidInput, match=r"3 bytes for \('F32', \(3,\)\)"),
+        pytest.raises(InvalidInput, match=words),
         new_checkpoint(tmp_path / "model", 0) as new,
     ):
-        new.write(0, LAYER, [memoryview(b"abc")] * 3)
+        new.write(0, LAYER, written)
     assert not list(tmp_path.iterdir())
 
 
@@ -109,19 +123,6 @@ def test_a_folder_without_permission_is_refused(tmp_path, monkeypatch):
         new_checkpoint(tmp_path / "model", 0),
     ):
         pass
-
-
-def test_a_disk_that_fills_up_under_way_leaves_nothing(tmp_path):
-    def fill(tensors):
-        yield from islice(contents(tensors.values()), 1)
-        raise OSError(28, "No space left on device")
-
-    with (
-        pytest.raises(InvalidInput, match=r"No space left.*nothing of it was kept"),
-        new_checkpoint(tmp_path / "model", 0) as new,
-    ):
-        new.write(0, LAYER, fill(draw(LAYER)))
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_system_without_hard_links_is_named(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import json
 import struct
 import tracemalloc
 
+import checks
 import gguf
 import numpy as np
 import pytest
@@ -28,13 +29,10 @@ from thesis_lib.memory.model.gguf_file import (
     read_gguf,
 )
 from thesis_lib.memory.model.pretrained import quiet, read_tokenizer
-from thesis_lib.memory.model.spec import Machine, geometry
 from thesis_lib.memory.offload.offloaded_model import (
     StreamedModel,
     checkpoint_folder,
-    plan_checkpoint,
 )
-from thesis_lib.memory.offload.plan import plan
 from thesis_lib.memory.offload.store import SafetensorsStore
 
 DECODED = [kind for kind in Kind if is_decoded(kind)]
@@ -48,14 +46,20 @@ def stored(folder):
     }
 
 
+def written(home, architecture="llama", *options, changes=(), **fields):
+    """A tiny random model, and its file in `home`."""
+    model = make(home / "model", architecture, **dict(changes))
+    file = write(home / "model.gguf", architecture, model, *options, **fields)
+    return model, file
+
+
 def read_config(path):
     return ours.read_config(read_gguf(path))
 
 
 @pytest.mark.parametrize("architecture", ours.ARCHITECTURES)
 def test_a_file_becomes_the_model_that_it_was_made_of(architecture, tmp_path):
-    model = make(tmp_path / "model", architecture)
-    file = write(tmp_path / "model.gguf", architecture, model)
+    model, file = written(tmp_path, architecture)
     said = ours.convert(file, tmp_path / "out")
     found = stored(tmp_path / "out")
     expected = dict(model.named_parameters())
@@ -78,8 +82,7 @@ def test_a_file_becomes_the_model_that_it_was_made_of(architecture, tmp_path):
 @pytest.mark.parametrize("architecture", ours.ARCHITECTURES)
 @pytest.mark.parametrize("kind", [Kind.Q8_0, Kind.Q4_0, Kind.F16, Kind.BF16])
 def test_weights_are_those_that_transformers_reads(architecture, kind, tmp_path):
-    model = make(tmp_path / "model", architecture)
-    file = write(tmp_path / "model.gguf", architecture, model, kind)
+    model, file = written(tmp_path, architecture, kind)
     said = ours.convert(file, tmp_path / "out")
     assert said["dtype"] == {Kind.F16: "F16"}.get(kind, "BF16")
     with quiet(), torch.device("meta"):
@@ -156,8 +159,7 @@ ROPES = [
 def test_rotary_settings_become_those_of_transformers(
     architecture, fields, rope, tmp_path
 ):
-    model = make(tmp_path / "model", architecture)
-    file = write(tmp_path / "model.gguf", architecture, model, **fields)
+    _, file = written(tmp_path, architecture, **fields)
     assert read_config(file).rope_parameters.items() >= rope.items()
 
 
@@ -171,8 +173,7 @@ def test_phi3_window_of_zero_is_none(tmp_path):
 def test_a_residual_in_parallel_has_one_norm_in_a_layer(tmp_path):
     """StableLM 2 with 12B, but for the norms of its heads, which are refused."""
     changes = {"use_parallel_residual": True, "use_qkv_bias": False}
-    model = make(tmp_path / "model", "stablelm", **changes)
-    file = write(tmp_path / "model.gguf", "stablelm", model)
+    model, file = written(tmp_path, "stablelm", changes=changes)
     ours.convert(file, tmp_path / "out")
     with quiet():
         found = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
@@ -181,8 +182,7 @@ def test_a_residual_in_parallel_has_one_norm_in_a_layer(tmp_path):
 
 
 def test_the_tokenizer_comes_along(tmp_path):
-    model = make(tmp_path / "model", "llama")
-    file = write(tmp_path / "model.gguf", "llama", model)
+    _, file = written(tmp_path)
     ours.convert(file, tmp_path / "out")
     with quiet():
         theirs = AutoTokenizer.from_pretrained(tmp_path, gguf_file=file.name)
@@ -204,8 +204,7 @@ TEXT = "We've (foo)\n\n  123"
 
 @pytest.mark.parametrize("pre", PIECES)
 def test_a_text_is_cut_as_llama_cpp_cuts_it(pre, tmp_path):
-    model = make(tmp_path / "model", "llama")
-    file = write(tmp_path / "model.gguf", "llama", model, pre=pre)
+    _, file = written(tmp_path, pre=pre)
     ours.convert(file, tmp_path / "out")
     cut = read_tokenizer(tmp_path / "out").backend_tokenizer.pre_tokenizer
     assert [piece for piece, _ in cut.pre_tokenize_str(TEXT)] == PIECES[pre]
@@ -223,8 +222,7 @@ BROKEN, WHOLE = [258, 259, 80], [0, 261]  # one, and one with its beginning
     ],
 )  # fmt: skip
 def test_some_rules_take_a_token_whole_and_begin_a_text(pre, ids, tmp_path):
-    model = make(tmp_path / "model", "llama")
-    file = write(tmp_path / "model.gguf", "llama", model, pre=pre, merges=FEW)
+    _, file = written(tmp_path, pre=pre, merges=FEW)
     ours.convert(file, tmp_path / "out")
     assert read_tokenizer(tmp_path / "out")("hello")["input_ids"] == ids
 
@@ -290,9 +288,9 @@ def test_blocks_stream_to_the_logits_of_the_dense_checkpoint(
     architecture, ring, resident, tmp_path
 ):
     folder, model, _ = write_kept(tmp_path, architecture)
-    made = tiny.plan_tight(folder, resident, ring, batch=2, context=24, pass_tokens=9)
-    assert made.kind == "gguf"
-    with StreamedModel(folder, made) as twin:
+    shape = {"batch": 2, "context": 24, "pass_tokens": 9}
+    with tiny.streamed(folder, resident, ring, **shape) as twin:
+        assert twin.plan.kind == "gguf"
         assert tiny.agree(twin, model, batch=2)
 
 
@@ -318,17 +316,7 @@ def test_layers_in_blocks_have_the_bytes_of_the_file(architecture, tmp_path):
 
 @pytest.mark.parametrize("architecture", KEPT)
 def test_the_planned_peak_of_blocks_is_the_metered_one(architecture, tmp_path):
-    folder, _, _ = write_kept(tmp_path, architecture)
-    with SafetensorsStore(folder) as store:
-        reads = [store.nbytes(layer) for layer in range(store.layers)]
-    for new, context in ((1, 8), (24, 24), (12, 60)):
-        made = tiny.plan_tight(
-            folder, 1, 2, batch=3, context=context, pass_tokens=new, logit_tokens=1
-        )
-        left = made.device_peak_bytes - tiny.metered(folder, made)
-        # What restoring holds beside the matrix shows to no meter.
-        slack = left - made.scratch_bytes
-        assert 0 <= slack <= 4096 * 3 + tiny.ROW * 3 * new + max(reads) - min(reads)
+    checks.assert_peaks_are_planned(write_kept(tmp_path, architecture)[0], blocks=3)
 
 
 def test_a_tensor_in_blocks_takes_its_bytes_and_no_more(tmp_path):
@@ -343,39 +331,24 @@ def test_a_tensor_in_blocks_takes_its_bytes_and_no_more(tmp_path):
 
 
 def test_a_file_without_blocks_becomes_dense(tmp_path):
-    model = make(tmp_path / "model", "llama")
-    file = write(tmp_path / "model.gguf", "llama", model, Kind.BF16)
+    _, file = written(tmp_path, "llama", Kind.BF16)
     assert ours.convert(file, tmp_path / "out", keep=Blocks)["kept"] == 0
     assert tiny.streams(tmp_path / "out")
 
 
 def test_types_that_are_missing_unknown_or_of_others_are_refused(tmp_path):
     folder, _, _ = write_kept(tmp_path, "llama")
-    file = folder / "config.json"
-    config = json.loads(file.read_text())
-    types = config["quantization_config"]["types"]
-
-    def altered(value):
-        config["quantization_config"]["types"] = value
-        file.write_text(json.dumps(config))
-        return plan_checkpoint(folder, Machine(2**40, 1e9), context=32)
-
-    for value, words in (
-        (None, "does not list the types"),
-        (types[1:], "for each of 4 layers"),
-        ([{**types[0], "self_attn.q_proj": 4}, *types[1:]], "one object of str"),
-        ([{**types[0], "self_attn.q_proj": "Q9"}, *types[1:]], "'Q9'.*one of"),
-        ([{**types[0], "self_attn.z_proj": "Q4_0"}, *types[1:]], "z_proj not among"),
-        ([{**types[0], "self_attn.q_proj": "Q4_K"}, *types[1:]], "a multiple of 256"),
-    ):
-        with pytest.raises(InvalidInput, match=words):
-            altered(value)
+    checks.assert_parts_are_checked(folder, "types", {
+        "one object of str": {"self_attn.q_proj": 4},
+        "'Q9'.*one of": {"self_attn.q_proj": "Q9"},
+        "z_proj not among": {"self_attn.z_proj": "Q4_0"},
+        "a multiple of 256": {"self_attn.q_proj": "Q4_K"},
+    })  # fmt: skip
 
 
 def test_a_file_is_a_checkpoint_by_itself_until_it_changes(tmp_path, monkeypatch):
     monkeypatch.setenv("THESIS_CACHE", str(tmp_path / "cache"))
-    model = make(tmp_path / "model", "llama")
-    file = write(tmp_path / "model.gguf", "llama", model, Kind.Q8_0)
+    model, file = written(tmp_path, "llama", Kind.Q8_0)
     first = checkpoint_folder(str(file))
     assert read_manifest(first)["kind"] == "gguf"
     made = (first / "config.json").stat().st_mtime_ns
@@ -396,11 +369,6 @@ def test_blocks_are_refused_on_a_card_which_cannot_restore_them(tmp_path):
     model.device = torch.device("cuda")
     with pytest.raises(InvalidInput, match=r"gguf weights.*device='cpu'"):
         model.__enter__()
-
-
-def test_a_geometry_without_types_has_no_plan():
-    with pytest.raises(InvalidInput, match="no types of blocks"):
-        plan(geometry("llama2-7b"), Machine(2**40, 1e9), kind="gguf", context=32)
 
 
 # --- What is rejected ------------------------------------------------------------
@@ -452,8 +420,7 @@ REJECTED = {
     ("architecture", "fields", "words"), REJECTED.values(), ids=REJECTED
 )
 def test_convert_rejects_what_changes_the_model(architecture, fields, words, tmp_path):
-    model = make(tmp_path / "model", architecture)
-    file = write(tmp_path / "model.gguf", architecture, model, **fields)
+    _, file = written(tmp_path, architecture, **fields)
     with pytest.raises(InvalidInput, match=words) as refusal:
         ours.convert(file, tmp_path / "out")
     assert str(file) in str(refusal.value)
@@ -478,8 +445,7 @@ def test_convert_rejects_other_architectures_by_name(architecture, tmp_path):
 
 
 def test_too_little_memory_is_refused_before_anything_is_written(tmp_path):
-    model = make(tmp_path / "model", "llama")
-    file = write(tmp_path / "model.gguf", "llama", model)
+    _, file = written(tmp_path)
     said = ours.convert(file, tmp_path / "out")
     with pytest.raises(InvalidInput, match="at a time"):
         ours.convert(file, tmp_path / "less", said["peak_bytes"] - 1)
@@ -571,18 +537,6 @@ def test_read_gguf_rejects_alignment_that_is_no_small_power_of_two(tmp_path, ali
         read_gguf(file)
 
 
-def test_a_failure_leaves_nothing_and_the_next_run_starts_anew(
-    small, tmp_path, monkeypatch
-):
-    with monkeypatch.context() as patch:
-        patch.setattr(ours, "contents", lambda tensors: iter(["", *tensors][:1]))
-        with pytest.raises(InvalidInput):
-            ours.convert(small, tmp_path / "out")
-    assert list(tmp_path.iterdir()) == []
-    ours.convert(small, tmp_path / "out")
-    assert (tmp_path / "out" / "config.json").is_file()
-
-
 def assert_judged_the_same(file, model):
     """llama.cpp's logits of a file are the model's, up to rounding; its model."""
     llama_cpp = pytest.importorskip("llama_cpp")
@@ -613,8 +567,7 @@ def test_llama_cpp_computes_the_same(architecture, tmp_path):
 @pytest.mark.parametrize("pre", [*PIECES, "tekken", "qwen2", "gpt-4o", "command-r"])
 def test_llama_cpp_finds_the_same_tokens(pre, tmp_path):
     llama_cpp = pytest.importorskip("llama_cpp")
-    model = make(tmp_path / "model", "llama")
-    file = write(tmp_path / "model.gguf", "llama", model, pre=pre, merges=FEW)
+    _, file = written(tmp_path, pre=pre, merges=FEW)
     theirs = llama_cpp.Llama(str(file), vocab_only=True, verbose=False)
     ours.convert(file, tmp_path / "out")
     tokenizer = read_tokenizer(tmp_path / "out")

@@ -60,59 +60,59 @@ def test_cache_and_work_grow_with_their_arguments():
     assert spec.flops_per_token(10) - spec.flops_per_token(0) == 4 * 80 * 10 * 64 * 128
 
 
+@pytest.fixture
+def describe(tmp_path):
+    """Describe the packaged model with other settings, or without those that are ..."""
+    config = json.loads((smollm2.checkpoint() / "config.json").read_text())
+
+    def described(**changes):
+        changed = {k: v for k, v in (config | changes).items() if v is not ...}
+        (tmp_path / "config.json").write_text(json.dumps(changed))
+        return ModelSpec.from_config(tmp_path)
+
+    return described
+
+
 @pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"model_type": "gpt2"}, "gpt2"),
-        ({"hidden_size": None}, "hidden_size"),
-        ({"dtype": "int3"}, "int3"),
-    ],
+    "change", [{"model_type": "gpt2"}, {"hidden_size": ...}, {"dtype": "int3"}]
 )
-def test_a_config_that_cannot_be_described_is_refused_by_name(tmp_path, change, named):
-    config = json.loads((smollm2.checkpoint() / "config.json").read_text()) | change
-    config = {key: value for key, value in config.items() if value is not None}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InvalidInput, match=named):
-        ModelSpec.from_config(tmp_path)
+def test_a_config_that_cannot_be_described_is_refused_by_name(describe, change):
+    ((name, value),) = change.items()
+    with pytest.raises(InvalidInput, match=name if value is ... else value):
+        describe(**change)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("name", ["sliding_window", "attention_chunk_size"])
-def test_from_config_rejects_window_that_is_no_count(tmp_path, architecture, name):
-    config = json.loads((smollm2.checkpoint() / "config.json").read_text())
-    config |= {"model_type": architecture, "ffn_dim": config["intermediate_size"]}
+def test_from_config_rejects_window_that_is_no_count(describe, architecture, name):
+    changes = {"model_type": architecture, "ffn_dim": 1536}
     for window in ("x", "64", 0, -1, 1.5, True, [4], {}, 2**31, 2**63, 10**30):
-        (tmp_path / "config.json").write_text(json.dumps(config | {name: window}))
         with pytest.raises(InvalidInput, match=f"{name} in"):
-            ModelSpec.from_config(tmp_path)
+            describe(**changes, **{name: window})
     for window in (None, 1, 4096, 2**31 - 1):
-        (tmp_path / "config.json").write_text(json.dumps(config | {name: window}))
-        assert ModelSpec.from_config(tmp_path).architecture == architecture
+        spec = describe(**changes, **{name: window})
+        assert spec.architecture == architecture
 
 
-def test_positions_are_those_of_the_config_or_of_its_scaling(tmp_path):
-    config = json.loads((smollm2.checkpoint() / "config.json").read_text())
-    for positions, rope, expected in (
+def scaled(rope_type, factor, original=None, key="rope_type"):
+    first = {"original_max_position_embeddings": original} if original else {}
+    return {key: rope_type, "factor": factor, **first}
+
+
+@pytest.mark.parametrize(
+    ("positions", "rope", "expected"),
+    [
         (8192, {"rope_type": "default"}, 8192),
-        (8192, {"rope_type": "linear", "factor": 4.0}, 8192),
-        (
-            32768,
-            {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
-            131072,
-        ),
-        (
-            131072,
-            {
-                "rope_type": "llama3",
-                "factor": 8.0,
-                "original_max_position_embeddings": 8192,
-            },
-            131072,
-        ),
-    ):
-        changed = {"max_position_embeddings": positions, "rope_parameters": rope}
-        (tmp_path / "config.json").write_text(json.dumps(config | changed))
-        assert ModelSpec.from_config(tmp_path).most_positions == expected, rope
+        (8192, scaled("linear", 4.0), 8192),
+        (32768, scaled("yarn", 4.0, 32768, key="type"), 131072),
+        (131072, scaled("llama3", 8.0, 8192), 131072),
+    ],
+)
+def test_positions_are_those_of_the_config_or_of_its_scaling(
+    describe, positions, rope, expected
+):
+    spec = describe(max_position_embeddings=positions, rope_parameters=rope)
+    assert spec.most_positions == expected
 
 
 def test_absent_config_and_unknown_geometry_are_refused(tmp_path):

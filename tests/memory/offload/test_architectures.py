@@ -33,7 +33,6 @@ from thesis_lib.memory.offload.architectures import (
     skeleton,
     stack,
 )
-from thesis_lib.memory.offload.measure import DeviceBudget
 from thesis_lib.memory.offload.offloaded_model import StreamedModel, plan_checkpoint
 from thesis_lib.memory.offload.plan import PlanInfeasible
 
@@ -119,13 +118,11 @@ def test_streamed_logits_are_those_of_transformers(
     models, architecture, ring, resident, host
 ):
     folder, model = models(architecture)
-    made = tiny.plan_tight(
+    with tiny.streamed(
         folder, resident, ring, host, batch=3, context=24, pass_tokens=9
-    )
-    assert (made.host_layers, made.host_buffers) == (
-        (0, 0) if host is None else (host, 2)
-    )
-    with StreamedModel(folder, made) as twin:
+    ) as twin:
+        buffers = twin.plan.host_layers, twin.plan.host_buffers
+        assert buffers == ((0, 0) if host is None else (host, 2))
         for batch in (1, 3):  # the second pass starts from a ring that wrapped around
             assert tiny.agree(twin, model, batch)
 
@@ -153,16 +150,11 @@ def test_generate_is_that_of_transformers_within_the_plan(
     models, architecture, options
 ):
     folder, model = models(architecture)
-    made = tiny.plan_tight(
-        folder, batch=6, context=24, pass_tokens=5, logit_tokens=1, generating=True
-    )
     prompt = tiny.tokens(7, 2, 5)
     options = {**options, "max_new_tokens": 12, "pad_token_id": 0}
-    with (
-        StreamedModel(folder, made) as twin,
-        DeviceBudget(made.device_peak_bytes) as budget,
-    ):
-        twin.charge(budget)
+    with tiny.metering(
+        folder, batch=6, context=24, pass_tokens=5, logit_tokens=1, generating=True
+    ) as (twin, _):
         torch.manual_seed(3)
         own = twin.generate(prompt, **options)
         stop = StoppingCriteriaList([StopAfter(8)])
@@ -175,17 +167,12 @@ def test_generate_is_that_of_transformers_within_the_plan(
 
 def test_padded_sequences_are_masked_as_in_transformers(models):
     folder, model = models("llama")
-    made = tiny.plan_tight(
-        folder, batch=2, context=20, pass_tokens=6, logit_tokens=1, generating=True
-    )
     prompt, mask = tiny.tokens(1, 2, 6), torch.ones(2, 6, dtype=torch.long)
     mask[0, :3] = 0
     options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
-    with (
-        StreamedModel(folder, made) as twin,
-        DeviceBudget(made.device_peak_bytes) as budget,
-    ):
-        twin.charge(budget)
+    with tiny.metering(
+        folder, batch=2, context=20, pass_tokens=6, logit_tokens=1, generating=True
+    ) as (twin, _):
         own = twin.generate(prompt, attention_mask=mask, **options)
         read = []
         for sequences in (1, 2):  # weights that are read once serve both
@@ -202,12 +189,10 @@ def test_padded_sequences_are_masked_as_in_transformers(models):
 
 def test_a_long_prompt_goes_in_passes(models):
     folder, model = models("qwen2")
-    made = tiny.plan_tight(
-        folder, context=40, pass_tokens=8, logit_tokens=1, generating=True
-    )
     prompt = tiny.tokens(1, 1, 30)
     options = {"max_new_tokens": 6, "do_sample": False}
-    with torch.no_grad(), StreamedModel(folder, made) as twin:
+    shape = {"context": 40, "pass_tokens": 8, "logit_tokens": 1, "generating": True}
+    with torch.no_grad(), tiny.streamed(folder, **shape) as twin:
         own = twin.generate(prompt, **options)
         last = twin.prefill(prompt, twin.new_cache())
         cache = twin.new_cache()
@@ -220,44 +205,28 @@ def test_a_long_prompt_goes_in_passes(models):
 
 def test_hidden_states_can_be_asked_for(models):
     folder, model = models("llama")
-    made = tiny.plan_tight(folder, context=8, pass_tokens=8)
     row = tiny.tokens(1, 1, 8)
-    with torch.no_grad(), StreamedModel(folder, made) as twin:
+    with torch.no_grad(), tiny.streamed(folder, context=8, pass_tokens=8) as twin:
         own = twin.model(row, output_hidden_states=True).hidden_states
         expected = model(row, output_hidden_states=True).hidden_states
     assert len(own) == len(expected) == tiny.LAYERS + 1
     assert all(torch.equal(a, b) for a, b in zip(own, expected, strict=True))
 
 
-def rewrite(folder, change):
-    """Save the tensors of a checkpoint again, after `change` of their dictionary."""
-    path = folder / "model.safetensors"
-    tensors = change(load_file(path))
-    path.unlink()
-    save_file(tensors, path, metadata={"format": "pt"})
-
-
 @pytest.mark.parametrize("architecture", ["opt", "gpt_neox", "llama"])
 def test_older_checkpoints_stream_from_the_names_they_have(tmp_path, architecture):
-    model = tiny.write(tmp_path, architecture)
-
-    def age(tensors):
-        table = torch.ones(4)
-        prefix = stack(model)[0]
-        aged = dict(tensors) | {f"{prefix}.0.self_attn.rotary_emb.inv_freq": table}
-        aged |= {f"{prefix}.1.attention.masked_bias": table.clone()}
-        if architecture == "opt":  # saved from the base model
-            aged = {name.removeprefix("model."): value for name, value in aged.items()}
-            aged["lm_head.weight"] = aged["decoder.embed_tokens.weight"].clone()
-        return aged
-
-    rewrite(tmp_path, age)
-    options = {"context": 8, "pass_tokens": 8}
-    tight = tiny.plan_tight(tmp_path, **options)
-    ample = tiny.plan_checkpoint(tmp_path, tiny.Machine(2**40, 1e9), **options)
-    assert ample.streamed_layers == 0 < tight.streamed_layers
-    for made in (tight, ample):
-        with StreamedModel(tmp_path, made) as twin:
+    model, path = tiny.write(tmp_path, architecture), tmp_path / "model.safetensors"
+    prefix, tensors = stack(model)[0], load_file(path)
+    tensors[f"{prefix}.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+    tensors[f"{prefix}.1.attention.masked_bias"] = torch.ones(4)
+    if architecture == "opt":  # saved from the base model
+        tensors = {name.removeprefix("model."): t for name, t in tensors.items()}
+        tensors["lm_head.weight"] = tensors["decoder.embed_tokens.weight"].clone()
+    path.unlink()
+    save_file(tensors, path, metadata={"format": "pt"})
+    for plan in (tiny.plan_tight, tiny.plan_ample):
+        with tiny.streamed(tmp_path, plan=plan, context=8, pass_tokens=8) as twin:
+            assert (twin.plan.streamed_layers == 0) == (plan is tiny.plan_ample)
             assert tiny.agree(twin, model, chunks=(8,))
 
 
@@ -267,6 +236,7 @@ def test_older_checkpoints_stream_from_the_names_they_have(tmp_path, architectur
         ({"intermediate_size": 96}, "no matrix of 96 outputs"),
         ({"vocab_size": 212}, "no table of 212 tokens"),
         ({"dtype": "float32"}, r"asks for torch\.float32"),
+        ({"dtype": "float16"}, "BF16"),
         ({"num_hidden_layers": 5}, "stores 4 layers but its config.json says 5"),
         ({"attention_bias": True}, "bias missing"),
     ],
@@ -275,14 +245,9 @@ def test_a_checkpoint_that_disagrees_with_its_config_is_refused(
     tmp_path, change, named
 ):
     tiny.write(tmp_path)
-    file = tmp_path / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | change))
-
+    tiny.edit_json(tmp_path / "config.json", **change)
     with pytest.raises(InvalidInput, match=named):
-        StreamedModel(
-            tmp_path,
-            tiny.plan_checkpoint(tmp_path, tiny.Machine(2**40, 1e9), context=8),
-        ).__enter__()
+        tiny.streamed(tmp_path, plan=tiny.plan_ample, context=8).__enter__()
 
 
 @pytest.mark.parametrize("family", ["falcon", "gpt2", "bloom", "t5", "mixtral", "rwkv"])
@@ -293,7 +258,7 @@ def test_a_family_that_is_not_streamed_is_refused_before_its_weights_are_opened(
         AutoConfig.for_model(family).save_pretrained(tmp_path)
     runs = [
         lambda: describe_plan(str(tmp_path), 2**30),
-        lambda: tiny.plan_checkpoint(tmp_path, tiny.Machine(2**40, 1e9)),
+        lambda: tiny.plan_ample(tmp_path),
         lambda: generate_text(str(tmp_path), 2**30, "a"),
         lambda: speculate_text(str(tmp_path), 2**30, "a"),
         lambda: compress_checkpoint(str(tmp_path), tmp_path / "out", "int8"),
@@ -323,8 +288,7 @@ def test_scaled_rotary_tables_give_the_bits_of_transformers(
         plain = {"rope_theta": 1e4, "rope_type": "default"}
         scaling = {"full_attention": scaling, "sliding_attention": plain}
     model = tiny.write(tmp_path, architecture, rope_parameters=scaling)
-    made = tiny.plan_tight(tmp_path, context=60, pass_tokens=50)
-    with StreamedModel(tmp_path, made) as twin:
+    with tiny.streamed(tmp_path, context=60, pass_tokens=50) as twin:
         assert tiny.agree(twin, model, chunks=(50, 1, 9))
 
 
@@ -343,7 +307,7 @@ def test_frequencies_that_the_text_changes_are_refused_by_name(tmp_path, kind, k
         file.write_text(json.dumps(config | {key: rope}))
         (tmp_path / "model.safetensors").unlink(missing_ok=True)
         with pytest.raises(InvalidInput, match=f"rope_type '{kind}' .* llama3"):
-            tiny.plan_checkpoint(tmp_path, tiny.Machine(2**40, 1e9))
+            tiny.plan_ample(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["longrope", "su"])
@@ -356,14 +320,12 @@ def test_factors_of_a_longer_text_stream_within_the_first_positions(tmp_path, ki
     first = {"original_max_position_embeddings": 32}
     model = tiny.write(tmp_path, "phi3", rope_parameters=rope | first, **first)
     file = tmp_path / "config.json"
-    config = json.loads(file.read_text())
-    config["rope_parameters"]["rope_type"] = kind
-    file.write_text(json.dumps(config))
-    made = tiny.plan_tight(tmp_path, context=32, pass_tokens=20)
-    with StreamedModel(tmp_path, made) as twin:
+    written = json.loads(file.read_text())["rope_parameters"]
+    tiny.edit_json(file, rope_parameters=written | {"rope_type": kind})
+    with tiny.streamed(tmp_path, context=32, pass_tokens=20) as twin:
         assert tiny.agree(twin, model, chunks=(20, 1, 9))
     with pytest.raises(InvalidInput, match="32 positions"):
-        tiny.plan_checkpoint(tmp_path, tiny.Machine(2**40, 1e9), context=33)
+        tiny.plan_ample(tmp_path, context=33)
 
 
 def test_a_flat_head_keeps_the_bits_and_multiplies_rows(models):
@@ -383,9 +345,9 @@ def test_a_split_head_and_a_table_read_by_rows_give_the_same_bits(
     tmp_path, architecture, tied
 ):
     model = tiny.write_wide(tmp_path, architecture, tie_word_embeddings=tied)
-    made = tiny.plan_split(tmp_path, 3, batch=2, context=24, pass_tokens=9)
-    assert made.head_parts > 2
-    with StreamedModel(tmp_path, made) as twin:
+    shape = {"batch": 2, "context": 24, "pass_tokens": 9}
+    with tiny.streamed(tmp_path, 3, plan=tiny.plan_split, **shape) as twin:
+        assert twin.plan.head_parts > 2
         assert tiny.agree(twin, model, batch=2, vocab=tiny.WORDS)
 
 
@@ -405,8 +367,9 @@ def test_a_split_head_takes_other_types_and_another_road(
     tmp_path, dtype, resident, ring, host
 ):
     model = tiny.write_wide(tmp_path, dtype=dtype)
-    made = tiny.plan_split(tmp_path, resident, ring, host, context=24, pass_tokens=9)
-    with StreamedModel(tmp_path, made) as twin:
+    with tiny.streamed(
+        tmp_path, resident, ring, host, plan=tiny.plan_split, context=24, pass_tokens=9
+    ) as twin:
         assert tiny.agree(twin, model, vocab=tiny.WORDS)
         assert (twin.source.host is None) == (host is None)
 
@@ -439,9 +402,7 @@ def test_the_peak_with_a_split_head_is_the_plan_s(tmp_path, architecture):
 @pytest.mark.parametrize("resident", [0, 1, 2])
 def test_a_split_head_is_read_once_a_token_beside_the_rows(tmp_path, resident):
     tiny.write_wide(tmp_path, tie_word_embeddings=True)
-    made = tiny.plan_split(tmp_path, resident, context=20)
-    row = made.spec.hidden * 2
-    with StreamedModel(tmp_path, made) as twin:
+    with tiny.streamed(tmp_path, resident, plan=tiny.plan_split, context=20) as twin:
         cache = twin.new_cache()
         twin.step(tiny.tokens(0, 1, 1, tiny.WORDS), cache)
         ring = twin.source.ring
@@ -450,9 +411,9 @@ def test_a_split_head_is_read_once_a_token_beside_the_rows(tmp_path, resident):
         ring.rewind()
         twin.step(tiny.tokens(1, 1, 1, tiny.WORDS), cache)
         ring.settle()
-        read = twin.bytes_read - before - row
+        read = twin.bytes_read - before - 2 * twin.spec.hidden
         ahead = sum(map(twin.source.store.read_bytes, ring.layers[:2]))
-    assert read == pytest.approx(made.bytes_per_step + ahead, rel=0.02)
+    assert read == pytest.approx(twin.plan.bytes_per_step + ahead, rel=0.02)
 
 
 def test_a_head_that_fits_is_not_split(tmp_path):
@@ -463,7 +424,7 @@ def test_a_head_that_fits_is_not_split(tmp_path):
 @pytest.mark.parametrize("place", [tiny.plan_split, tiny.plan_tight])
 def test_a_token_of_another_tokenizer_is_refused(tmp_path, place):
     tiny.write_wide(tmp_path)
-    with StreamedModel(tmp_path, place(tmp_path, context=8)) as twin:
+    with tiny.streamed(tmp_path, plan=place, context=8) as twin:
         for token in (tiny.WORDS, -1):
             with pytest.raises(InvalidInput, match="expected tokens from 0 to 5002"):
                 twin.step(torch.tensor([[token]]), None)
@@ -472,8 +433,7 @@ def test_a_token_of_another_tokenizer_is_refused(tmp_path, place):
 
 def test_a_row_of_an_altered_file_is_refused(tmp_path):
     tiny.write_wide(tmp_path)
-    made = tiny.plan_split(tmp_path, context=8)
-    with StreamedModel(tmp_path, made) as twin:
+    with tiny.streamed(tmp_path, plan=tiny.plan_split, context=8) as twin:
         path = tmp_path / "model.safetensors"
         with path.open("r+b") as file:
             file.seek(-2, 2)
@@ -491,8 +451,8 @@ def test_packed_layers_stand_beside_a_split_head(tmp_path, weights):
     row = tiny.tokens(1, 1, 8, tiny.WORDS)
     logits = []
     for make in (tiny.plan_tight, tiny.plan_split):
-        made = make(tmp_path / "out", context=8, pass_tokens=8)
-        with StreamedModel(tmp_path / "out", made) as twin:
+        packed = tmp_path / "out"
+        with tiny.streamed(packed, plan=make, context=8, pass_tokens=8) as twin:
             logits.append(twin.logits(row))
     assert torch.equal(*logits)
 
@@ -514,15 +474,14 @@ def test_a_coded_head_is_not_split_and_the_refusal_says_what_it_needs(tmp_path):
 def test_a_layer_keeps_its_checksum_beside_a_split_head(tmp_path):
     """What is read in pieces has none; a layer that is altered unseen is refused."""
     tiny.write_wide(tmp_path / "dense")
-    synthesised = tmp_path / "out"
-    compress_checkpoint(str(tmp_path / "dense"), synthesised, "int8", tokens=0)
-    made = tiny.plan_split(synthesised, context=8)
-    path = synthesised / "layer-0002.safetensors"
+    compress_checkpoint(str(tmp_path / "dense"), tmp_path / "out", "int8", tokens=0)
+    made = tiny.plan_split(tmp_path / "out", context=8)
+    path = tmp_path / "out" / "layer-0002.safetensors"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
     with (
         pytest.raises(InvalidInput, match="checksum"),
-        StreamedModel(synthesised, made) as twin,
+        StreamedModel(tmp_path / "out", made) as twin,
     ):
         twin.logits(tiny.tokens(0, 1, 1, tiny.WORDS))

@@ -14,7 +14,6 @@ from thesis_lib.common.units import MiB
 from thesis_lib.memory.decode.generate import generate_text
 from thesis_lib.memory.decode.speculative import decode_greedily
 from thesis_lib.memory.model import smollm2
-from thesis_lib.memory.model.pretrained import quiet
 from thesis_lib.memory.model.spec import Machine
 from thesis_lib.memory.offload.measure import DeviceBudget
 from thesis_lib.memory.offload.offloaded_model import (
@@ -35,17 +34,6 @@ def write_tiny(folder, **changes):
     return tiny.write(folder, **{"num_hidden_layers": LAYERS} | changes)
 
 
-def test_shards_stream_exactly(tmp_path):
-    model = write_tiny(tmp_path)
-    (tmp_path / "model.safetensors").unlink()
-    with quiet():
-        model.save_pretrained(tmp_path, max_shard_size="60KB")
-    assert not (tmp_path / "model.safetensors").exists()
-    made = tiny.plan_tight(tmp_path, context=8, pass_tokens=8)
-    with StreamedModel(tmp_path, made) as twin:
-        assert tiny.agree(twin, model, chunks=(8,))
-
-
 def test_a_budget_below_the_resident_set_is_refused_twice(tmp_path):
     write_tiny(tmp_path)
     made = tiny.plan_tight(tmp_path, context=8)
@@ -63,13 +51,12 @@ def test_a_budget_below_the_resident_set_is_refused_twice(tmp_path):
 @pytest.mark.parametrize("resident", [0, 1, 2])
 def test_a_pass_reads_the_streamed_layers_once(tmp_path, resident):
     write_tiny(tmp_path)
-    made = tiny.plan_tight(tmp_path, resident, ring=2, context=8)
-    with StreamedModel(tmp_path, made) as twin:
+    with tiny.streamed(tmp_path, resident, ring=2, context=8) as twin:
         twin.step(tiny.tokens(0, 1, 1), None)
         source, store = twin.source, twin.source.store
         sizes = [store.nbytes(i) for i in source.ring.layers]
         source.ring.settle()
-        ahead = sizes[: made.ring]
+        ahead = sizes[: twin.plan.ring]
         whole = twin.bytes_read
         outer = store.nbytes(-1) + sum(store.nbytes(i) for i in source.resident)
         expected = outer + sum(sizes) + sum(ahead)
@@ -82,8 +69,7 @@ def test_a_pass_reads_the_streamed_layers_once(tmp_path, resident):
 )
 def test_a_step_outside_the_plan_is_refused(tmp_path, shape):
     write_tiny(tmp_path)
-    made = tiny.plan_tight(tmp_path, context=8, pass_tokens=4, logit_tokens=2)
-    with StreamedModel(tmp_path, made) as twin:
+    with tiny.streamed(tmp_path, context=8, pass_tokens=4, logit_tokens=2) as twin:
         with pytest.raises(InvalidInput):
             twin.step(torch.zeros(shape, dtype=torch.long), None, keep=1)
         with pytest.raises(InvalidInput, match="logits"):
@@ -190,25 +176,15 @@ def test_other_architectures_and_other_plans_are_refused(tmp_path):
         StreamedModel(second, made)
 
 
-def test_a_type_that_config_does_not_declare_is_refused(tmp_path):
-    write_tiny(tmp_path)
-    config = tmp_path / "config.json"
-    config.write_text(config.read_text().replace("bfloat16", "float16"))
-    made = tiny.plan_tight(tmp_path, context=8)
-    with pytest.raises(InvalidInput, match="BF16"), StreamedModel(tmp_path, made):
-        pass
-
-
 def test_timings_have_the_promised_shape(tmp_path):
     model = write_tiny(tmp_path)
-    made = tiny.plan_tight(tmp_path, context=16, pass_tokens=8, logit_tokens=1)
-    with StreamedModel(tmp_path, made) as twin:
+    with tiny.streamed(tmp_path, context=16, pass_tokens=8, logit_tokens=1) as twin:
         runs = measure_decoding(twin, model, tiny.tokens(0, 1, 4), rounds=2)
         assert runs.keys() == {"drain", "streamed", "resident"}
         assert all(len(run.seconds) == 4 for run in runs.values())
         read = runs["streamed"].bytes_read
         assert read == runs["drain"].bytes_read
-        assert read == pytest.approx(made.bytes_per_step, rel=0.5)
+        assert read == pytest.approx(twin.plan.bytes_per_step, rel=0.5)
         rows = measure_passes(twin, model, [1, 8], rounds=1, seed=0)
     assert [row.tokens for row in rows] == [1, 8]
     for row in rows:
@@ -241,8 +217,7 @@ def test_text_is_generated_within_the_budget(capfd):
 
 def test_an_interrupted_pass_leaves_a_model_that_goes_on(tmp_path):
     model = write_tiny(tmp_path)
-    made = tiny.plan_tight(tmp_path, 1, ring=2, context=8, pass_tokens=8)
-    with StreamedModel(tmp_path, made) as twin:
+    with tiny.streamed(tmp_path, 1, ring=2, context=8, pass_tokens=8) as twin:
         layer = twin.model.model.layers[3].layer
         forward = layer.self_attn.forward
         layer.self_attn.forward = interrupt

@@ -155,86 +155,74 @@ def test_many_reads_in_flight_do_not_mix(tmp_path):
                 assert torch.equal(found, made[store.full_name(i, name)])
 
 
-def header_of(content):
-    """The text of a header, and where the tensors begin."""
-    end = 8 + struct.unpack("<Q", content[:8])[0]
-    return content[8:end].rstrip(), end
-
-
 def rewrite_header(path, change):
     """Let the text of a header be what `change` makes of it."""
     content = path.read_bytes()
-    header, end = header_of(content)
-    text = change(header)
+    end = 8 + struct.unpack("<Q", content[:8])[0]
+    text = change(content[8:end].rstrip())
     text += b" " * (-len(text) % 8)
     path.write_bytes(struct.pack("<Q", len(text)) + text + content[end:])
 
 
-def edited(edit):
-    """The same of the object that a header is, changed in place."""
-
-    def change(header):
-        content = json.loads(header)
-        edit(content)
-        return json.dumps(content).encode()
-
-    return lambda path: rewrite_header(path, change)
+SIZE, LAYER = 2 * 37 * 50, 2 * 37 * 302  # bytes of what comes first, and of a layer
+FIRST, UP = "model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight"
 
 
-def first(edit):
-    """The same of what it says of the tensor at the front of the file."""
-
-    def change(header):
-        named = [e for name, e in header.items() if name != "__metadata__"]
-        edit(min(named, key=lambda entry: entry["data_offsets"]))
-
-    return edited(change)
+def entry(name=FIRST, rows=50, **fields):
+    """The part of a header for one tensor of `tensors`, with other fields."""
+    return {name: {"dtype": "BF16", "shape": [rows, 37]} | fields}
 
 
-def overlap(header):
-    """With an equal hole, so that the sum of all bytes is that of a whole file."""
-    one, two = (f"model.layers.{i}.mlp.up_proj.weight" for i in (0, 1))
-    header[one]["data_offsets"] = header[two]["data_offsets"]
+def with_parts(text, parts):
+    return json.dumps(json.loads(text) | parts).encode()
 
 
-HEADERS = (
-    {  # that the library refuses as well
-        "a hole": first(lambda e: e["data_offsets"].__setitem__(0, 2)),
-        "an end before its start": first(lambda e: e["data_offsets"].reverse()),
-        "true for one": first(lambda e: e["shape"].append(True)),
-        "half a number": first(lambda e: e["shape"].append(1.0)),
-        "a negative shape": first(lambda e: e.update(shape=[-1, -50, 37])),
-        "three offsets": first(lambda e: e["data_offsets"].append(0)),
-        "a shape beyond 64 bits": first(lambda e: e.update(shape=[2**64, 0])),
-        "a shape beyond its bytes": first(lambda e: e["shape"].append(2)),
-        "an unknown type": first(lambda e: e.update(dtype="BF17")),
-        "a type that is no text": first(lambda e: e.update(dtype=["BF16"])),
-        "no type": first(lambda e: e.pop("dtype")),
-        "no object": edited(lambda h: h.update({next(iter(h)): [1]})),
-        "metadata that is no text": edited(
-            lambda h: h.update(__metadata__={"format": 1})
-        ),
-        "an overlap": edited(overlap),
-        "bytes to spare": lambda path: path.write_bytes(path.read_bytes() + b"\0"),
-    }
-    | {
-        f"the first {end} bytes": lambda path, end=end: path.write_bytes(
-            path.read_bytes()[:end]
-        )
-        for end in (0, 7, 100, -1)
-    }
-)
+HEADERS = {  # that the library refuses as well
+    "a hole": entry(data_offsets=[2, SIZE]),
+    "an end before its start": entry(data_offsets=[SIZE, 0]),
+    "true for one": entry(data_offsets=[0, SIZE], shape=[50, 37, True]),
+    "half a number": entry(data_offsets=[0, SIZE], shape=[50, 37, 1.0]),
+    "a negative shape": entry(data_offsets=[0, SIZE], shape=[-1, -50, 37]),
+    "three offsets": entry(data_offsets=[0, SIZE, 0]),
+    "a shape beyond 64 bits": entry(data_offsets=[0, SIZE], shape=[2**64, 0]),
+    "a shape beyond its bytes": entry(data_offsets=[0, SIZE], shape=[50, 37, 2]),
+    "an unknown type": entry(data_offsets=[0, SIZE], dtype="BF17"),
+    "a type that is no text": entry(data_offsets=[0, SIZE], dtype=["BF16"]),
+    "no type": {FIRST: {"data_offsets": [0, SIZE], "shape": [50, 37]}},
+    "no object": {FIRST: [1]},
+    "metadata that is no text": {"__metadata__": {"format": 1}},
+    # With an equal hole, so that the sum of all bytes is that of a whole file.
+    "an overlap": entry(UP, 301, data_offsets=[SIZE + LAYER + 74, SIZE + 2 * LAYER]),
+}
+LENGTHS = {
+    f"the first {end} bytes": lambda content, end=end: content[:end]
+    for end in (0, 7, 100, -1)
+} | {"bytes to spare": lambda content: content + b"\0"}
 
 
-@pytest.mark.parametrize("damage", HEADERS.values(), ids=HEADERS)
-def test_what_the_library_refuses_in_a_file_is_refused_by_its_name(tmp_path, damage):
+@pytest.mark.parametrize("changes", HEADERS.values(), ids=HEADERS)
+def test_a_header_that_the_library_refuses_is_refused_by_its_name(tmp_path, changes):
     path = write(tmp_path, tensors())
-    load_file(path)
-    damage(path)
+    same = entry(data_offsets=[0, SIZE])
+    same |= entry(UP, 301, data_offsets=[SIZE + 74, SIZE + LAYER])
+    for parts in (same, changes):
+        load_file(path)
+        rewrite_header(path, lambda text, parts=parts: with_parts(text, parts))
+    refused_by_both(path)
+
+
+@pytest.mark.parametrize("change", LENGTHS.values(), ids=LENGTHS)
+def test_a_length_that_the_library_refuses_is_refused_by_its_name(tmp_path, change):
+    path = write(tmp_path, tensors())
+    path.write_bytes(change(path.read_bytes()))
+    refused_by_both(path)
+
+
+def refused_by_both(path):
     with pytest.raises(SafetensorError):
         load_file(path)
     with pytest.raises(StoreDamaged, match=r"model\.safetensors"):
-        SafetensorsStore(tmp_path)
+        SafetensorsStore(path.parent)
 
 
 def test_a_name_given_twice_is_refused(tmp_path):
@@ -312,19 +300,22 @@ def truncate(path):
     os.truncate(path, path.stat().st_size // 2)
 
 
+def put(path, content, later_ns=0):
+    """Write other bytes into the same file; its time stays, or is `later_ns` later."""
+    status = path.stat()
+    with path.open("r+b") as file:
+        file.write(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + later_ns))
+
+
 def overwrite(path):
     """Same size, inode and header; other weights and another time."""
-    status, content = path.stat(), path.read_bytes()
-    path.write_bytes(content[:-100] + bytes(100))
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    put(path, path.read_bytes()[:-100] + bytes(100), later_ns=1)
 
 
 def relabel(path):
     """Same size, inode and time; another header."""
-    status, content = path.stat(), path.read_bytes()
-    with path.open("r+b") as file:
-        file.write(content.replace(b"BF16", b"F16 ", 1))
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    put(path, path.read_bytes().replace(b"BF16", b"F16 ", 1))
 
 
 def replace(path):
@@ -334,13 +325,8 @@ def replace(path):
 
 def flip(path):
     """One bit of the last tensor, under the same size, inode and times."""
-    status = path.stat()
-    with path.open("r+b") as file:
-        file.seek(-1, os.SEEK_END)
-        last = file.read(1)[0]
-        file.seek(-1, os.SEEK_END)
-        file.write(bytes([last ^ 1]))
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    content = path.read_bytes()
+    put(path, content[:-1] + bytes([content[-1] ^ 1]))
 
 
 def write_with_manifest(folder, made):

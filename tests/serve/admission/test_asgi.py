@@ -1,14 +1,12 @@
 """A real server, a real client: who is served, refused, or gone."""
 
 import asyncio
-import socket
 from contextlib import asynccontextmanager
 from math import ceil
 
 import httpx
 import pytest
-import uvicorn
-from services import asynchronous
+from services import asynchronous, listening, until
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
@@ -22,7 +20,6 @@ class Service:
 
     def __init__(self, policy="fifo", workers=1, slo_s=60.0, log=None, **options):
         self.go, self.inside, self.most = asyncio.Event(), 0, 0
-        self.server = None
         live = LiveSequencer(policy, workers=workers, slo_s=slo_s)
         self.counts, self.control = live.counts, AdmissionController(live, log)
         app = Starlette(
@@ -51,33 +48,18 @@ class Service:
     async def full(self, request):
         return PlainTextResponse("too many connections", 503)
 
-    async def until(self, holds):
-        for _ in range(2000):
-            if holds():
-                return
-            await asyncio.sleep(0.005)
-        raise AssertionError(f"never: {self.control.sequencer.totals()}")
-
     @asynccontextmanager
     async def open(self):
         """The service behind a socket of its own, and a client of it."""
-        listens = socket.create_server(("127.0.0.1", 0))
-        config = uvicorn.Config(self.app, log_level="critical", lifespan="on")
-        self.server = server = uvicorn.Server(config)
-        server.install_signal_handlers = lambda: None
-        serves = asyncio.create_task(server.serve([listens]))
-        address = f"http://127.0.0.1:{listens.getsockname()[1]}"
-        limits = httpx.Limits(max_connections=None)
-        try:
-            async with httpx.AsyncClient(
-                base_url=address, timeout=30, limits=limits, trust_env=False
-            ) as client:
-                await self.until(lambda: server.started)
+        limits = {"limits": httpx.Limits(max_connections=None), "timeout": 30}
+        async with (
+            listening(self.app, lifespan="on") as base_url,
+            httpx.AsyncClient(base_url=base_url, trust_env=False, **limits) as client,
+        ):
+            try:
                 yield client
-        finally:
-            self.go.set()
-            server.should_exit = True
-            await serves
+            finally:
+                self.go.set()
 
 
 @asynchronous
@@ -87,8 +69,8 @@ async def test_no_more_run_at_once_than_there_are_workers_and_all_are_answered(
     service = Service(workers=3, log=tmp_path / "log.jsonl")
     async with service.open() as client:
         asked = [asyncio.create_task(client.get("/wait")) for _ in range(20)]
-        await service.until(lambda: service.counts.arrived == 20)
-        await service.until(lambda: service.inside == 3)
+        await until(lambda: service.counts.arrived == 20)
+        await until(lambda: service.inside == 3)
         service.go.set()
         assert [a.text for a in await asyncio.gather(*asked)] == ["served"] * 20
     assert service.most == 3
@@ -102,7 +84,7 @@ async def test_a_refusal_says_when_to_come_again_and_what_it_would_have_taken():
     service = Service("late-edf", slo_header="X-Slo-Ms")
     async with service.open() as client:
         held = asyncio.create_task(client.get("/wait"))
-        await service.until(lambda: service.inside == 1)
+        await until(lambda: service.inside == 1)
         answer = await client.get("/wait", headers={"X-Slo-Ms": "30"})
         assert answer.status_code == 503
         predicted_s = answer.json()["predicted_s"]
@@ -152,12 +134,12 @@ async def test_a_client_that_goes_gives_up_its_place():
     service = Service()
     async with service.open() as client:
         first = asyncio.create_task(client.get("/wait"))
-        await service.until(lambda: service.inside == 1)
+        await until(lambda: service.inside == 1)
         second = asyncio.create_task(client.get("/wait"))
         third = asyncio.create_task(client.get("/wait"))
-        await service.until(lambda: service.counts.arrived == 3)
+        await until(lambda: service.counts.arrived == 3)
         second.cancel()
-        await service.until(lambda: service.counts.left == 1)
+        await until(lambda: service.counts.left == 1)
         service.go.set()
         assert (await first).text == (await third).text == "served"
     assert service.counts.started == 2
@@ -205,10 +187,10 @@ async def test_a_body_comes_whole_though_its_request_waits(size):
     service = Service()
     async with service.open() as client:
         first = asyncio.create_task(client.get("/wait"))
-        await service.until(lambda: service.inside == 1)
+        await until(lambda: service.inside == 1)
         body = bytes(65 + i % 26 for i in range(size))
         second = asyncio.create_task(client.post("/echo", content=body))
-        await service.until(lambda: service.counts.arrived == 2)
+        await until(lambda: service.counts.arrived == 2)
         await asyncio.sleep(0.05)
         service.go.set()
         assert (await second).content == body
@@ -220,7 +202,7 @@ async def test_a_free_path_is_answered_while_others_wait():
     service = Service(free_paths=["/echo"])
     async with service.open() as client:
         first = asyncio.create_task(client.get("/wait"))
-        await service.until(lambda: service.inside == 1)
+        await until(lambda: service.inside == 1)
         assert (await client.post("/echo", content=b"well")).text == "well"
         assert service.counts.arrived == 1
         service.go.set()

@@ -65,22 +65,6 @@ def test_a_line_that_was_cut_by_a_kill_is_left_out(tmp_path):
     assert replay(path).differs_at is None
 
 
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        (lambda lines: lines[1:], "no log of a live sequencer"),
-        (lambda lines: [], "no log of a live sequencer"),
-        (lambda lines: [lines[0].replace("workers", "hands"), *lines[1:]], "line 1"),
-    ],
-)
-def test_what_is_no_log_is_refused_by_its_line(change, says, tmp_path):
-    path = tmp_path / "decisions.jsonl"
-    logged(path, "fifo", n=20)
-    path.write_text("".join(f"{x}\n" for x in change(path.read_text().splitlines())))
-    with pytest.raises(InvalidInput, match=says):
-        replay(path)
-
-
 def test_no_log_is_written_over_and_none_without_its_folder(tmp_path):
     live = LiveSequencer("fifo", workers=WORKERS, slo_s=SLO_S)
     (tmp_path / "here").write_text("precious")
@@ -200,28 +184,62 @@ def test_an_estimator_of_ones_own_is_asked(tmp_path):
     assert what_if(path, "late-edf", Slow(0, first_s=1)).refused == 2
 
 
-def test_a_log_in_which_somebody_was_refused_says_not_what_else_could_be(tmp_path):
-    path = tmp_path / "decisions.jsonl"
-    logged(path, "bid-price")
-    with pytest.raises(InvalidInput, match="nobody knows how long"):
-        what_if(path, "fifo")
-    events = [("arrive", 0, 0.0), ("arrive", 1, 0.1), ("arrive", 2, 0.2)]
-    full = log_of(tmp_path / "full.jsonl", *events, most_waiting=1)
-    with pytest.raises(InvalidInput, match="with `most_waiting` out of reach"):
-        what_if(full, "fifo")
-
-
-def test_a_policy_that_fails_on_a_log_or_is_none_is_named(tmp_path):
-    path = tmp_path / "decisions.jsonl"
-    logged(path, "fifo")
-    with pytest.raises(InvalidInput, match="'fails' raised ZeroDivisionError"):
-        what_if(path, fails)
-    with pytest.raises(InvalidInput, match="policy='nobody' is unknown"):
-        what_if(path, "nobody")
-
-
 def fails(batch, forecast, now_s):
     return batch.decide(1 / 0, batch.deadline_s < now_s)
+
+
+def of(name):
+    return lambda path: logged(path, name)
+
+
+def changed(change):
+    """A log of FIFO whose lines are what `change` makes of them."""
+
+    def write(path):
+        logged(path, "fifo")
+        lines = change(path.read_text().splitlines())
+        path.write_text("".join(f"{line}\n" for line in lines))
+
+    return write
+
+
+def other_policy(policy):
+    return lambda path: what_if(path, policy)
+
+
+def crowded(path):
+    events = [("arrive", 0, 0.0), ("arrive", 1, 0.1), ("arrive", 2, 0.2)]
+    log_of(path, *events, most_waiting=1)
+
+
+TELLS_NOTHING = [
+    (changed(lambda lines: lines[1:]), replay, "no log of a live sequencer"),
+    (changed(lambda lines: []), replay, "no log of a live sequencer"),
+    (
+        changed(lambda lines: [lines[0].replace("workers", "hands"), *lines[1:]]),
+        replay,
+        "line 1",
+    ),
+    (
+        changed(
+            lambda lines: [x.replace('"start": [3]', '"start": [4]') for x in lines]
+        ),
+        other_policy("fifo"),
+        "a replay decides otherwise",
+    ),
+    (of("bid-price"), other_policy("fifo"), "nobody knows how long"),
+    (crowded, other_policy("fifo"), "with `most_waiting` out of reach"),
+    (log_of, other_policy("fifo"), "holds no request"),
+    (of("fifo"), other_policy(fails), "'fails' raised ZeroDivisionError"),
+    (of("fifo"), other_policy("nobody"), "policy='nobody' is unknown"),
+]
+
+
+@pytest.mark.parametrize(("write", "read", "words"), TELLS_NOTHING)
+def test_a_log_or_a_policy_that_tells_nothing_is_refused(write, read, words, tmp_path):
+    write(tmp_path / "decisions.jsonl")
+    with pytest.raises(InvalidInput, match=words):
+        read(tmp_path / "decisions.jsonl")
 
 
 ARRIVES = '{"t": 1e9, "arrive": 99, "kind": "", "slo_s": 1, "estimate_s": 1, '
@@ -256,16 +274,3 @@ def test_a_line_that_says_nothing_of_a_request_is_named(line, says, tmp_path):
     for read in (replay, lambda path: what_if(path, "fifo")):
         with pytest.raises(InvalidInput, match=f"line {number}{says}"):
             read(path)
-
-
-def test_a_log_that_was_changed_says_not_what_else_could_be(tmp_path):
-    path = tmp_path / "decisions.jsonl"
-    logged(path, "fifo")
-    path.write_text(path.read_text().replace('"start": [3]', '"start": [4]'))
-    with pytest.raises(InvalidInput, match="a replay decides otherwise"):
-        what_if(path, "fifo")
-
-
-def test_a_log_of_nobody_says_so(tmp_path):
-    with pytest.raises(InvalidInput, match="holds no request"):
-        what_if(log_of(tmp_path / "a.jsonl"), "fifo")
