@@ -14,7 +14,7 @@ export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help book test smoke full lab outputs mutants proof headline gpu lint clean fonts lock setup
-.PHONY: pdf release coverage sizes ae manifest
+.PHONY: pdf release coverage sizes ae manifest check unit nbval pages
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -44,15 +44,33 @@ full: $(READY) ## the published evaluation: the book, then the grids of chapters
 	$(BIN)/thesis sweep 4 data/grids/04_evaluation.yml
 	$(BIN)/thesis sweep 6 data/grids/06_evaluation.yml --workers 1
 
-test: lint ## everything: lint, types, laws, nbval, a sweep, the strict book, the browser
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 4 \
-	  --dist loadfile --no-loadscope-reorder -m 'not browser and not proof and not gpu'
-	$(BIN)/thesis run --profile smoke
+# A stage of `make test`, and how long it took.
+stage = @began=$$(date +%s); $(MAKE) --no-print-directory $(1) && \
+  echo "$(1): $$(($$(date +%s) - began)) s"
+FAST := $(if $(SLOW),, and not slow)
+WORKERS := -n logical --maxprocesses 4
+
+test: $(READY) ## in minutes: lint, types, fast tests, nbval, the strict book, a browser
+	$(call stage,lint)
+	$(call stage,unit)
+	$(call stage,nbval)
+	$(call stage,pages)
+
+check: ## everything that is promised, slow tests, a sweep and all browser tests included
+	$(MAKE) test SLOW=yes
+	$(BIN)/thesis sweep 4 data/grids/example.yml --no-resume
+
+unit: $(READY) ## the tests that need no browser (SLOW=yes: all)
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(WORKERS) --dist loadfile --no-loadscope-reorder \
+	  -m 'not browser and not proof and not gpu$(FAST)'
+
+nbval: smoke ## compare what chapters printed at the smoke profile with what they store
 	$(BIN)/pytest -q -p thesis_book.execute.replay --executed build/chapters/smoke \
 	  --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval.cfg notebooks
-	$(BIN)/thesis sweep 4 data/grids/example.yml --no-resume
+
+pages: smoke ## build the book strictly and look at it in a browser (SLOW=yes: all of it)
 	$(BIN)/thesis book --profile smoke
-	$(BIN)/pytest -n logical --maxprocesses 4 --dist load -m browser tests/browser
+	$(BIN)/pytest $(WORKERS) --dist load -m 'browser$(FAST)' tests/browser
 
 lint: $(READY) ## ruff, pyright, spelling, import contracts, size limits
 	$(BIN)/ruff check
