@@ -25,6 +25,25 @@ def key_sets(keys):
     return [[*requests(keys, i).items()] for i in range(len(keys))]
 
 
+COLUMNS = (
+    "arrival_s", "deadline_s", "decided_s", "granted_s", "start_s", "finish_s",
+    "dropped", "log",
+)  # fmt: skip
+
+
+def columns(history):
+    """What a history and a plain model have in common."""
+    return {name: getattr(history, name) for name in COLUMNS}
+
+
+def assert_equal(history, expected, case=""):
+    """The columns `expected`, bit for bit."""
+    for name, values in expected.items():
+        np.testing.assert_array_equal(
+            getattr(history, name), values, err_msg=f"{case} {name}"
+        )
+
+
 class Locks:
     """Locks, each granted in the order in which it was asked for."""
 

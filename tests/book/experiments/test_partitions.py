@@ -4,7 +4,7 @@ from collections import deque
 import numpy as np
 import pytest
 from key_sets import requests
-from plain_model import Locks
+from plain_model import COLUMNS, Locks, assert_equal, columns
 
 from thesis_book.experiments.sequencer.partitions import (
     Exchange,
@@ -21,10 +21,6 @@ from thesis_lib.sequencer.workload.scenarios import SCENARIOS, scenario
 
 SPEC = SCENARIOS["A"]
 RELEASED_LATE = ("fifo", "late-edf", "startable-first", "bid-price")
-COLUMNS = (
-    "arrival_s", "deadline_s", "decided_s", "granted_s", "start_s", "finish_s",
-    "dropped", "log",
-)  # fmt: skip
 
 
 def traces(partitions, n=400, per_s=7_000.0, seed=0):
@@ -51,11 +47,7 @@ def test_one_partition_is_the_simulator_bit_for_bit(name):
     given = policy(name, slo_s=SPEC.slo_s, cores=SPEC.cores)
     system = SystemConfig(cores=SPEC.cores, slo_s=SPEC.slo_s)
     alone = simulate(trace, given, trace.service_s, system)
-    together = run(merge([trace], 0.0, 0), name).history
-    for column in COLUMNS:
-        np.testing.assert_array_equal(
-            getattr(together, column), getattr(alone, column), err_msg=column
-        )
+    assert_equal(run(merge([trace], 0.0, 0), name).history, columns(alone))
 
 
 @pytest.mark.parametrize("name", RELEASED_LATE)

@@ -3,7 +3,13 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 from key_sets import random_key_sets
-from plain_model import Database, key_sets, simulate_plainly
+from plain_model import (
+    Database,
+    assert_equal,
+    columns,
+    key_sets,
+    simulate_plainly,
+)
 from plain_rules import decide_plainly
 
 from thesis_lib.common.errors import InvalidInput
@@ -29,10 +35,6 @@ from thesis_lib.sequencer.workload.scenarios import (
 )
 
 SPEC = SCENARIOS["A"]
-COLUMNS = (
-    "arrival_s", "deadline_s", "decided_s", "granted_s", "start_s", "finish_s",
-    "dropped", "log",
-)  # fmt: skip
 
 
 def random_trace(seed, n=200, n_keys=8, ties=False):
@@ -43,17 +45,6 @@ def random_trace(seed, n=200, n_keys=8, ties=False):
     if ties:  # whole numbers: events collide all the time
         arrival_s, service_s = np.floor(arrival_s), np.ceil(service_s)
     return Trace.of_jobs(arrival_s, service_s, keys)
-
-
-def columns(history):
-    return {name: getattr(history, name) for name in COLUMNS}
-
-
-def assert_equal(history, expected, case=""):
-    for name, values in expected.items():
-        np.testing.assert_array_equal(
-            getattr(history, name), values, err_msg=f"{case} {name}"
-        )
 
 
 def test_a_replay_equals_a_plain_heapq_model_bit_for_bit():
