@@ -137,10 +137,7 @@ POINT = "simulate --scenario A --load 1.1 --policy drop --seeds 2 --transactions
         (f"{SIMULATE} --trace FILE --rows 390:401", "it has 400 rows"),
         (f"{SIMULATE} --trace FILE --rows 390-400", "rows '390-400' cannot be read"),
         (f"{SIMULATE} --trace FILE --rows 0:99999999999", "it has 400 rows"),
-        (
-            f"{SIMULATE} --scenario A --load 1 --gap nan",
-            "gap must be at least 0",
-        ),
+        (f"{SIMULATE} --scenario A --load 1 --gap nan", "gap must be at least 0"),
         (f"{SIMULATE} --scenario A --rows 0:400", "are of a trace, and a scenario has"),
         (f"{POINT} --clients 9", "clients=9 never fill a batch of 10"),
         (f"{POINT} --clients 0", "clients=0: expected at least 1"),
@@ -175,9 +172,7 @@ def test_run_prints_a_wrong_parameter_last_and_imports_nothing_heavy(word, lines
         "assert not {*heavy} & {*sys.modules}, {*heavy} & {*sys.modules}\n"
         "sys.exit(status)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     told = done.stderr.strip().splitlines()
     assert told[-1].startswith("thesis: ")
@@ -185,15 +180,14 @@ def test_run_prints_a_wrong_parameter_last_and_imports_nothing_heavy(word, lines
     assert len(told) == 1 if lines == 1 else len(told) >= lines
 
 
-def test_a_place_that_cannot_be_written_is_told_in_a_sentence(tmp_path):
-    for words, place in (
-        ("plan --device-memory 1GiB", tmp_path / ("x" * 300)),
-        ("collect --transactions 1", tmp_path / ("x" * 300)),
-    ):
-        done = CliRunner().invoke(app, [*words.split(), str(place)])
-        assert done.exit_code in (1, 2), done.exception
-        assert len(done.stderr.strip().splitlines()) == 1
-        assert "expected" in done.stderr
+@pytest.mark.parametrize(
+    "words", ["plan --device-memory 1GiB", "collect --transactions 1"]
+)
+def test_a_place_that_cannot_be_written_is_told_in_a_sentence(words, tmp_path):
+    done = CliRunner().invoke(app, [*words.split(), str(tmp_path / ("x" * 300))])
+    assert done.exit_code in (1, 2), done.exception
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "expected" in done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +223,13 @@ def test_collect_writes_a_trace_and_says_its_state(options, tmp_path):
     assert ("service_s_r2" in trace.measured) == ("--replays" in options)
 
 
+def refused(line, *words):
+    """The sentence with which a command refuses its input."""
+    done = thesis(line, *words)
+    assert done.returncode == 2
+    return done.stderr
+
+
 def test_what_collect_learned_serves_and_simulates(tmp_path):
     file, learned = tmp_path / "t.parquet", str(tmp_path / "learned.skops")
     words = f"collect {file} --transactions 400 --estimator {learned} --learn linear"
@@ -237,17 +238,14 @@ def test_what_collect_learned_serves_and_simulates(tmp_path):
     said = answer(words, "--trace", file)
     assert (said["estimator"], said["fitted_on"]) == (learned, 0)
     assert (said["transactions"], said["seeds"]) == (400, 1)
-    refused = thesis(f"{words} --scenario A --load 1.1")
-    assert refused.returncode == 2
-    assert "fitted on, in their order; missing:" in refused.stderr
+    message = refused(f"{words} --scenario A --load 1.1")
+    assert "fitted on, in their order; missing:" in message
     words = f"{SERVE_SHORT} --estimator {learned}"
     assert answer(words)["fitted_on"] == 0
-    refused = thesis(words, "--workload", "ycsb")
-    assert "that the estimator was fitted on" in refused.stderr
+    message = refused(words, "--workload", "ycsb")
+    assert "that the estimator was fitted on" in message
     Path(learned).write_bytes(Path(learned).read_bytes()[:-40])
-    refused = thesis(words)
-    assert refused.returncode == 2
-    assert f"{learned} is no estimator (BadZipFile" in refused.stderr
+    assert f"{learned} is no estimator (BadZipFile" in refused(words)
 
 
 def test_serve_prints_one_object(tmp_path):
@@ -264,9 +262,7 @@ def test_cost_prints_one_object_with_intervals_and_takes_prices():
     assert found["usd_per_million_interval"] == pytest.approx([80, 400 / 3])
     low, high = found["break_even_interval"]
     assert low < found["break_even_tokens"] < high
-    refused = thesis(words, "--price", "rtx-3090")
-    assert refused.returncode == 2
-    assert "expected ITEM=USD" in refused.stderr
+    assert "expected ITEM=USD" in refused(words, "--price", "rtx-3090")
 
 
 def test_a_gguf_file_writes_the_text_of_the_checkpoint_that_it_becomes(tmp_path):
@@ -291,8 +287,7 @@ def test_the_module_is_the_command():
 def test_help_lists_every_command():
     done = thesis("--help")
     assert done.returncode == 0
-    for command in ("run", "book", "outputs"):
-        assert command in done.stdout
+    assert all(command in done.stdout for command in ("run", "book", "outputs"))
 
 
 def test_where_nothing_is_admitted_its_latency_is_null():
@@ -301,34 +296,33 @@ def test_where_nothing_is_admitted_its_latency_is_null():
     assert cell["lenient"] is cell["p999_s"] is None
 
 
+def printed(words, *more):
+    return CliRunner().invoke(app, [*words.split(), *more]).stdout
+
+
 def test_several_policies_are_compared_and_one_is_recommended():
     words = f"{POINT} --policy fifo"
-    said = CliRunner().invoke(app, words.split()).stdout.splitlines()
-    found = json.loads(CliRunner().invoke(app, [*words.split(), "--json"]).stdout)
-    chosen = found["chosen"]
-    (other,) = {each["policy"] for each in found["policies"]} - {chosen}
-    assert said[-1].startswith(
+    *lines, last = printed(words).splitlines()
+    found = json.loads(printed(words, "--json"))
+    chosen, policies = found["chosen"], [each["policy"] for each in found["policies"]]
+    (other,) = {*policies} - {chosen}
+    assert last.startswith(
         f"take {chosen}: it was chosen on 2 seeds and judged on 2 others, which do "
         f"not tell it from {other}"  # no two seeds do
     )
-    assert said[-1].endswith("tuned for scenario A")
-    assert [line.split()[0] for line in said[:-1]] == [
-        each["policy"] for each in found["policies"]
-    ]
-    assert all(("points" in line) != line.startswith(chosen) for line in said[:-1])
+    assert last.endswith("tuned for scenario A")
+    assert [line.split()[0] for line in lines] == policies
+    assert all(("points" in line) != line.startswith(chosen) for line in lines)
 
 
 @pytest.mark.parametrize("policies", ["", " --policy fifo"])
 def test_several_loads_are_answered_one_after_the_other(policies):
-    def found(words, *more):
-        return CliRunner().invoke(app, [*(words + policies).split(), *more]).stdout
-
-    both, other = f"{POINT} --load 0.7", POINT.replace("1.1", "0.7")
-    alone = [json.loads(found(each, "--json")) for each in (POINT, other)]
-    assert json.loads(found(both, "--json")) == {"loads": alone}
-    said = found(both)
-    assert said == (
-        f"at a load of 1.1:\n{found(POINT)}\nat a load of 0.7:\n{found(other)}"
+    both, one = f"{POINT} --load 0.7{policies}", POINT + policies
+    other = one.replace("1.1", "0.7")
+    alone = [json.loads(printed(each, "--json")) for each in (one, other)]
+    assert json.loads(printed(both, "--json")) == {"loads": alone}
+    assert printed(both) == (
+        f"at a load of 1.1:\n{printed(one)}\nat a load of 0.7:\n{printed(other)}"
     )
 
 

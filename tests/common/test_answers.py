@@ -14,7 +14,9 @@ def calls():
 
 
 @pytest.fixture
-def halve(calls):
+def halve(calls, tmp_path, monkeypatch):
+    monkeypatch.setenv("THESIS_CACHE", str(tmp_path))
+
     @answers.remembered
     def halve(number, text=None):
         calls.append(number)
@@ -25,10 +27,7 @@ def halve(calls):
     return halve
 
 
-def test_result_is_computed_once_and_error_raised_every_time(
-    tmp_path, monkeypatch, calls, halve
-):
-    monkeypatch.setenv("THESIS_CACHE", str(tmp_path))
+def test_result_is_computed_once_and_error_raised_every_time(calls, halve):
     for _ in range(2):
         assert halve(2, "a") == {"half": 2 / 3, "text": "a"}
         assert halve(2, "b") == {"half": 2 / 3, "text": "b"}
@@ -38,8 +37,7 @@ def test_result_is_computed_once_and_error_raised_every_time(
 
 
 @pytest.mark.filterwarnings("ignore:Exception while loading results")
-def test_damaged_result_is_computed_again(tmp_path, monkeypatch, calls, halve):
-    monkeypatch.setenv("THESIS_CACHE", str(tmp_path))
+def test_damaged_result_is_computed_again(tmp_path, calls, halve):
     halve(2)
     for result in tmp_path.rglob("*.pkl"):
         result.write_text("{")  # cut off
@@ -47,10 +45,7 @@ def test_damaged_result_is_computed_again(tmp_path, monkeypatch, calls, halve):
     assert calls == [2, 2]
 
 
-def test_result_is_computed_again_with_another_library(
-    tmp_path, monkeypatch, calls, halve
-):
-    monkeypatch.setenv("THESIS_CACHE", str(tmp_path))
+def test_result_is_computed_again_with_another_library(monkeypatch, calls, halve):
     halve(2)
     version = metadata.version
     monkeypatch.setattr(

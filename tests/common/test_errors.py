@@ -18,24 +18,24 @@ def test_an_unknown_choice_names_the_options_and_the_nearest():
 
 
 @pytest.mark.parametrize(
-    ("values", "dtype"),
+    ("values", "dtype", "says"),
     [
-        ([1.0, np.nan], np.float64),
-        ([np.inf], np.float64),
-        ([0.5], np.int64),
-        ([[1.0]], np.float64),
-        (np.array([3], "m8[ms]"), np.float64),
-        (np.array(["2026-01-01"], "M8[D]"), np.int64),
-        ([1 + 1j], np.float64),
+        ([1.0, np.nan], np.float64, "row 1 of x is nan"),
+        ([1.0, None], np.float64, "row 1 of x is nan"),
+        (["a", "b"], np.float64, r"x holds .* expected (plain )?numbers"),
+        ([{}, {}], np.float64, r"x holds .* expected (plain )?numbers"),
+        ([np.inf], np.float64, "x"),
+        ([0.5], np.int64, "x"),
+        ([[1.0]], np.float64, "x"),
+        (np.array([3], "m8[ms]"), np.float64, "x"),
+        (np.array(["2026-01-01"], "M8[D]"), np.int64, "x"),
+        ([1 + 1j], np.float64, "x"),
     ],
 )
-def test_a_vector_that_would_change_its_values_is_refused(values, dtype):
-    with pytest.raises(InvalidInput):
+def test_a_vector_that_would_change_its_values_is_refused(values, dtype, says):
+    with pytest.raises(InvalidInput, match=says):
         vector("x", values, dtype)
-
-
-def test_a_vector_keeps_exact_values_of_another_type():
-    np.testing.assert_array_equal(vector("x", [1.0, 2.0], np.int64), [1, 2])
+    assert vector("x", [1.0, 2.0], np.int64).tolist() == [1, 2]
 
 
 def test_a_count_is_whole_of_whatever_type():
@@ -45,14 +45,6 @@ def test_a_count_is_whole_of_whatever_type():
     for bad in (0, -1, 1.5, 2.0, np.float64(1), np.array([1]), "1", None):
         with pytest.raises(InvalidInput, match=r"cores=.*: expected at least 1, a wh"):
             require_count("cores", bad)
-
-
-def test_what_is_no_number_is_refused_by_name():
-    for values in (["a", "b"], [{}, {}]):
-        with pytest.raises(InvalidInput, match=r"x holds .* expected (plain )?numbers"):
-            vector("x", values, np.float64)
-    with pytest.raises(InvalidInput, match="row 1 of x is nan"):
-        vector("x", [1.0, None], np.float64)
 
 
 def test_only_a_regular_file_is_opened_and_nobody_waits_for_a_pipe(tmp_path):

@@ -1,4 +1,6 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.common.units import (
@@ -12,40 +14,40 @@ from thesis_lib.common.units import (
 
 
 @pytest.mark.parametrize(
-    ("text", "n_bytes"), [("8GiB", 8 * GiB), ("1.5 kB", 1500), ("7B", 7), ("0MiB", 0)]
+    ("parse", "text", "value"),
+    [
+        (parse_size, "8GiB", 8 * GiB),
+        (parse_size, "1.5 kB", 1500),
+        (parse_size, "7B", 7),
+        (parse_size, "0MiB", 0),
+        (parse_duration, "12.5ms", 0.0125),
+        (parse_duration, "2 s", 2.0),
+        (parse_duration, "3min", 180.0),
+    ],
 )
-def test_sizes(text, n_bytes):
-    assert parse_size(text) == n_bytes
+def test_number_with_its_unit_is_read(parse, text, value):
+    assert parse(text) == pytest.approx(value, rel=1e-15)
 
 
-@pytest.mark.parametrize("text", ["8", "8gib", "GiB", "-1GiB", "8 GiB x", "nanGiB"])
-def test_a_size_without_a_known_unit_is_refused(text):
-    with pytest.raises(InvalidInput, match="8GiB"):
-        parse_size(text)
-
-
-def test_a_size_that_is_no_number_any_more_is_refused():
-    with pytest.raises(InvalidInput, match="size of 401 letters is too large"):
-        parse_size(400 * "9" + "B")
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"), [("12.5ms", 0.0125), ("2 s", 2.0), ("3min", 180.0)]
-)
-def test_durations(text, seconds):
-    assert parse_duration(text) == pytest.approx(seconds, rel=1e-15)
-
-
-@pytest.mark.parametrize(
-    "seconds", [3e-9, 2.5e-6, 0.0125, 0.9997, 1.0, 59.0, 3600.0, 1e5]
-)
-def test_a_printed_duration_reads_back(seconds):
+@given(st.integers(0, 10**18), st.floats(1e-9, 1e6))
+def test_printed_size_and_duration_read_back(n_bytes, seconds):
+    assert parse_size(format_size(n_bytes)) == pytest.approx(n_bytes, rel=5e-3)
     assert parse_duration(format_duration(seconds)) == pytest.approx(seconds, rel=5e-3)
 
 
-@pytest.mark.parametrize("n_bytes", [0, 1, 1023, 1536, 1010 * 2**20, 10 * GiB])
-def test_a_printed_size_reads_back(n_bytes):
-    assert parse_size(format_size(n_bytes)) == pytest.approx(n_bytes, rel=5e-3)
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        *(
+            (text, "8GiB")
+            for text in ("8", "8gib", "GiB", "-1GiB", "8 GiB x", "nanGiB")
+        ),
+        (400 * "9" + "B", "size of 401 letters is too large"),
+    ],
+)
+def test_size_without_a_known_unit_or_beyond_numbers_is_refused(text, message):
+    with pytest.raises(InvalidInput, match=message):
+        parse_size(text)
 
 
 @pytest.mark.parametrize(

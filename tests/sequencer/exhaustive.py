@@ -3,28 +3,21 @@
 from itertools import permutations
 
 import numpy as np
-from key_sets import requests
+from key_sets import conflict
 
 from thesis_lib.sequencer.core.trace import KeySets, Trace
 
 
 def fewest_by_trying(trace, cores, slo_s):
     """Every log of every subset, each entry dispatched as soon as it can start."""
-    n, keys = len(trace), trace.keys
+    n = len(trace)
     deadline_s = trace.arrival_s + slo_s
-    held = [requests(keys, i) for i in range(n)]
+    excluded = [[conflict(trace.keys, i, j) for j in range(n)] for i in range(n)]
 
     def all_on_time(log):
         cores_s, ran, now_s = [-np.inf] * cores, [], -np.inf
         for i in log:
-            conflicts = [
-                end_s
-                for other, end_s in ran
-                if any(
-                    held[i][key] or held[other][key]
-                    for key in held[i].keys() & held[other].keys()
-                )
-            ]
+            conflicts = [end_s for other, end_s in ran if excluded[i][other]]
             now_s = max([now_s, trace.arrival_s[i], min(cores_s), *conflicts])
             end_s = now_s + trace.service_s[i]
             if end_s > deadline_s[i]:

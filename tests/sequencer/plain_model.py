@@ -10,9 +10,11 @@ from collections import deque
 from math import ceil, exp, floor, inf, log
 
 import numpy as np
+from key_sets import requests
 from plain_rules import decide_plainly
 
 from thesis_lib.sequencer.core.trace import Decision, Forecast
+from thesis_lib.sequencer.policies.lookahead import probability_on_time
 
 # At equal times, in this order.
 COMMIT, RELEASE, DISPATCH, ARRIVAL, TAKE, DECIDE = range(6)
@@ -20,13 +22,68 @@ COMMIT, RELEASE, DISPATCH, ARRIVAL, TAKE, DECIDE = range(6)
 
 def key_sets(keys):
     """A list of (key, exclusive) for each transaction."""
-    return [
-        [
-            (int(keys.keys[r]), bool(keys.exclusive[r]))
-            for r in range(keys.offsets[i], keys.offsets[i + 1])
-        ]
-        for i in range(len(keys))
-    ]
+    return [[*requests(keys, i).items()] for i in range(len(keys))]
+
+
+COLUMNS = (
+    "arrival_s", "deadline_s", "decided_s", "granted_s", "start_s", "finish_s",
+    "dropped", "log",
+)  # fmt: skip
+
+
+def columns(history):
+    """What a history and a plain model have in common."""
+    return {name: getattr(history, name) for name in COLUMNS}
+
+
+def assert_equal(history, expected, case=""):
+    """The columns `expected`, bit for bit."""
+    for name, values in expected.items():
+        np.testing.assert_array_equal(
+            getattr(history, name), values, err_msg=f"{case} {name}"
+        )
+
+
+class Locks:
+    """Locks, each granted in the order in which it was asked for."""
+
+    def __init__(self):
+        self.waiting, self.holders, self.missing = {}, {}, {}
+
+    def book(self, owner, locks):
+        """Ask for these locks at once; return the owners that now have all theirs."""
+        self.missing[owner] = len(locks)
+        complete = [] if locks else [owner]
+        for key, alone in locks:
+            self.waiting.setdefault(key, deque()).append((owner, alone))
+            complete += self._grant(key)
+        return complete
+
+    def release(self, owner, locks):
+        """Release these locks; return the owners that now have all theirs."""
+        complete = []
+        for key, alone in locks:
+            self.holders[key].remove((owner, alone))
+            complete += self._grant(key)
+        return complete
+
+    def _grant(self, key):
+        queue, holders = self.waiting[key], self.holders.setdefault(key, [])
+        complete = []
+        while queue and not (holders and (queue[0][1] or holders[0][1])):
+            holders.append(queue.popleft())
+            owner, _ = holders[-1]
+            self.missing[owner] -= 1
+            if self.missing[owner] == 0:
+                complete.append(owner)
+        return complete
+
+    def copied(self):
+        twin = Locks()
+        twin.waiting = {key: deque(queue) for key, queue in self.waiting.items()}
+        twin.holders = {key: [*holders] for key, holders in self.holders.items()}
+        twin.missing = dict(self.missing)
+        return twin
 
 
 class Database:
@@ -35,8 +92,7 @@ class Database:
     def __init__(self, sets, busy_s, cores, release_s=0.0):
         self.sets, self.busy_s, self.idle = sets, busy_s, cores
         self.release_s = release_s
-        self.waiting, self.held = {}, {}
-        self.missing, self.ready, self.started = {}, deque(), 0
+        self.locks, self.ready, self.started = Locks(), deque(), 0
         self.granted_s, self.start_s, self.finish_s = {}, {}, {}
         self.heap, self.log, self.dispatch_s = [], [], {}
 
@@ -44,18 +100,6 @@ class Database:
         heapq.heappush(self.heap, (at_s, DISPATCH, len(self.log), i))
         self.log.append(i)
         self.dispatch_s[i] = at_s
-
-    def _grant(self, key, now):
-        queue, held = self.waiting.setdefault(key, deque()), self.held
-        while queue:
-            i, alone = queue[0]
-            if held.setdefault(key, []) and (alone or held[key][0][1]):
-                break
-            held[key].append(queue.popleft())
-            self.missing[i] -= 1
-            if self.missing[i] == 0:
-                self.granted_s[i] = now
-                self.ready.append(i)
 
     def step(self):
         """The next event; returns its time and kind."""
@@ -71,20 +115,17 @@ class Database:
         elif kind == RELEASE:
             self._release(i, now)
         else:
-            self.missing[i] = len(self.sets[i])
-            if not self.sets[i]:
-                self.granted_s[i] = now
-                self.ready.append(i)
-            for key, alone in self.sets[i]:
-                self.waiting.setdefault(key, deque()).append((i, alone))
-                self._grant(key, now)
+            self._queue(self.locks.book(i, self.sets[i]), now)
         self._start(now)
         return now, kind
 
     def _release(self, i, now):
-        for key, alone in self.sets[i]:
-            self.held[key].remove((i, alone))
-            self._grant(key, now)
+        self._queue(self.locks.release(i, self.sets[i]), now)
+
+    def _queue(self, granted, now):
+        for i in granted:
+            self.granted_s[i] = now
+            self.ready.append(i)
 
     def _start(self, now):
         while self.ready and self.idle:
@@ -109,10 +150,9 @@ class Database:
         """
         twin = copy.copy(self)
         twin.busy_s, twin.release_s = estimated_s, 0.0
-        twin.waiting = {key: deque(queue) for key, queue in self.waiting.items()}
-        twin.held = {key: [*holders] for key, holders in self.held.items()}
-        twin.log, twin.ready = [*self.log], deque(self.ready)
-        for name in ("missing", "granted_s", "start_s", "finish_s", "dispatch_s"):
+        twin.locks, twin.log = self.locks.copied(), [*self.log]
+        twin.ready = deque(self.ready)
+        for name in ("granted_s", "start_s", "finish_s", "dispatch_s"):
             setattr(twin, name, dict(getattr(self, name)))
         for _, kind, _, i in sorted(self.heap):
             if kind == RELEASE:
@@ -135,10 +175,10 @@ class Database:
 class PlainShadow:
     """Forecasts by running a copy of the database; no ghosts."""
 
-    def __init__(self, database, estimated_s, deadline_s, lag_s, tolerance_s):
+    def __init__(self, database, estimated_s, deadline_s, lag_s, tolerance_s, spread):
         self.database, self.estimated_s = database, estimated_s
         self.deadline_s, self.lag_s = deadline_s, lag_s
-        self.tolerance_s = tolerance_s
+        self.tolerance_s, self.spread = tolerance_s, spread
 
     def _finish_s(self, ids, now):
         twin = self.database.as_estimated(self.estimated_s, now)
@@ -148,30 +188,48 @@ class PlainShadow:
         twin.run()
         return {i: twin.finish_s[i] for i in ids}
 
+    def latest_s(self, i):
+        return self.deadline_s[i] + self.tolerance_s
+
     def peek(self, ids, now):
-        ids = [int(i) for i in ids]
-        finish_s = {}
-        if self.tolerance_s == -np.inf:
-            for i in ids:
-                finish_s |= self._finish_s([i], now)
-        kept = ids if self.tolerance_s > -np.inf else []
-        while kept:
-            finish_s |= self._finish_s(kept, now)
-            late = [
-                i for i in kept if finish_s[i] > self.deadline_s[i] + self.tolerance_s
-            ]
-            if not late:
-                break
-            kept = [i for i in kept if i != late[0]]
+        ids, finish_s = [int(i) for i in ids], {}
+        # Each alone, or together: then the first that is late goes, one at a time.
+        for kept in [[i] for i in ids] if self.tolerance_s == -inf else [ids]:
+            while kept:
+                finish_s |= self._finish_s(kept, now)
+                late = [i for i in kept if finish_s[i] > self.latest_s(i)]
+                kept = [i for i in kept if i != late[0]] if late else []
         finish = np.array([finish_s[i] for i in ids])
         return Forecast(
             service_s=np.array([self.estimated_s[i] for i in ids]),
             finish_s=finish,
-            p_on_time=(finish <= self.deadline_s[ids]).astype(float),
+            p_on_time=probability_on_time(
+                finish, self.deadline_s[ids], now, self.spread
+            ),
             in_flight=self.database.in_flight(),
         )
 
     forecast = peek
+
+
+def note(ends, locks, end_s, later=max, never=-inf):
+    """Remember that these locks are held until `end_s`: {key: [writers', readers']}."""
+    for key, alone in locks:
+        held = ends.setdefault(key, [never, never])
+        held[not alone] = later(held[not alone], end_s)
+
+
+def free_at(ends, locks, at_s, later=max, never=-inf):
+    """When those that these locks wait for have ended; `at_s` if they have."""
+    for key, alone in locks:
+        writer, reader = ends.get(key, (never, never))
+        at_s = later(at_s, writer, reader if alone else never)
+    return at_s
+
+
+def decided(*parts):
+    """A decision of lists of ids: those in order, dropped and held."""
+    return Decision(*(np.array(ids, np.int64) for ids in parts))
 
 
 class PlainChain:
@@ -179,20 +237,14 @@ class PlainChain:
 
     def __init__(self, sets, estimated_s, deadline_s, lag_s):
         self.sets, self.estimated_s, self.deadline_s = sets, estimated_s, deadline_s
-        self.lag_s = lag_s
-        self.ends = {}  # key -> [last writer's end, last reader's end]
+        self.lag_s, self.ends = lag_s, {}
 
     def forecast(self, ids, now):
         finish_s = []
         for i in ids:
-            free = now + self.lag_s
-            for key, alone in self.sets[i]:
-                writer, reader = self.ends.get(key, (0.0, 0.0))
-                free = max(free, writer, reader if alone else 0.0)
-            finish_s.append(free + self.estimated_s[i])
-            for key, alone in self.sets[i]:
-                ends = self.ends.setdefault(key, [0.0, 0.0])
-                ends[not alone] = max(ends[not alone], finish_s[-1])
+            start_s = free_at(self.ends, self.sets[i], now + self.lag_s)
+            finish_s.append(start_s + self.estimated_s[i])
+            note(self.ends, self.sets[i], finish_s[-1])
         finish = np.array(finish_s)
         on_time = (finish <= self.deadline_s[ids]).astype(float)
         return Forecast(self.estimated_s[ids], finish, on_time)
@@ -202,7 +254,8 @@ class PlainLate:
     """The rule of `bid-price`, over a copy of the database; spread 0."""
 
     def __init__(self, database, estimated_s, deadline_s, lag_s, policy, groups):
-        self.database, self.deadline_s = database, deadline_s
+        self.database, self.sets = database, database.sets
+        self.deadline_s = deadline_s
         self.given = np.log(np.maximum(estimated_s, 1e-9)).tolist()
         self.lag_s, self.terms, self.groups = lag_s, policy.code.terms, groups
         if len(policy.control) == 4:
@@ -287,38 +340,15 @@ class PlainLate:
             if i in database.start_s:
                 end_s = max(now, database.start_s[i] + self._calibrated(i))
                 cores.append(end_s)
-                self._hold(ends, i, end_s)
+                note(ends, self.sets[i], end_s)
         cores.sort()
         for i in pending:
             if i not in database.start_s:
-                free_s = self._free_s(ends, i, dispatch_s.get(i, now))
+                free_s = free_at(ends, self.sets[i], dispatch_s.get(i, now))
                 end_s = max(now, max(free_s, cores[0]) + self._calibrated(i))
                 heapq.heapreplace(cores, end_s)
-                self._hold(ends, i, end_s)
+                note(ends, self.sets[i], end_s)
         return cores, ends
-
-    def _hold(self, ends, i, end_s):
-        for key, alone in self.database.sets[i]:
-            held = ends.setdefault(key, [-inf, -inf])
-            held[not alone] = max(held[not alone], end_s)
-
-    def _free_s(self, ends, i, due_s):
-        for key, alone in self.database.sets[i]:
-            writer, reader = ends.get(key, (-inf, -inf))
-            due_s = max(due_s, writer, reader if alone else -inf)
-        return due_s
-
-    def _latest_s(self, reserved, i):
-        latest_s = inf
-        for key, alone in self.database.sets[i]:
-            writer, reader = reserved.get(key, (inf, inf))
-            latest_s = min(latest_s, writer, reader if alone else inf)
-        return latest_s
-
-    def _reserve(self, reserved, i, until_s):
-        for key, alone in self.database.sets[i]:
-            until = reserved.setdefault(key, [inf, inf])
-            until[not alone] = min(until[not alone], until_s)
 
     def _none_ends_by(self, time_s):
         """By what was expected when it was last looked at."""
@@ -344,7 +374,7 @@ class PlainLate:
         for i in ids:
             self.asked_s.setdefault(i, now)
         if not self.database.idle and self._none_ends_by(now + self.lag_s + ahead_s):
-            return Decision(*(np.array(part, np.int64) for part in ([], [], ids)))
+            return decided([], [], ids)
         self._observe()
         pending = [at for at, kind, _, _ in self.database.heap if kind == DISPATCH]
         due_s = max([now + self.lag_s, *pending])
@@ -366,7 +396,7 @@ class PlainLate:
             if i in self.probes:
                 needs_s = 0.0
                 above[i] = above[i] or not self._refuted(i, least_p)
-            start_s = max(self._free_s(ends, i, due_s), cores[0])
+            start_s = max(free_at(ends, self.sets[i], due_s), cores[0])
             sure_s = start_s + sure * service_s[i]
             unsure[i] = i not in self.probes and sure_s > self.deadline_s[i]
             if start_s + needs_s <= self.deadline_s[i]:
@@ -387,29 +417,29 @@ class PlainLate:
         for i in kept:
             if cores[0] > due_s + ahead_s:
                 break
-            free_s = self._free_s(ends, i, due_s)
+            free_s = free_at(ends, self.sets[i], due_s)
             end_s = max(free_s, cores[0]) + service_s[i]
-            if free_s > due_s + ahead_s or end_s > self._latest_s(reserved, i):
+            latest_s = free_at(reserved, self.sets[i], inf, min, inf)
+            if free_s > due_s + ahead_s or end_s > latest_s:
                 if not above[i] and not unsure[i]:
                     until_s = self.deadline_s[i] - terms.reserve * service_s[i]
-                    self._reserve(reserved, i, until_s)
+                    note(reserved, self.sets[i], until_s, min, inf)
                 continue
             heapq.heapreplace(cores, end_s)
-            self._hold(ends, i, end_s)
+            note(ends, self.sets[i], end_s)
             released.append(i)
             if above[i] and not unsure[i]:
                 dearer_s = self.price_s * exp(terms.relief * terms.step)
                 self.price_s = min(dearer_s, self.highest_s)
         held = [i for i in kept if i not in released]
-        parts = (released, refused, held)
-        return Decision(*(np.array(part, np.int64) for part in parts))
+        return decided(released, refused, held)
 
 
 def simulate_plainly(
     trace, policy, estimated_s, *, cores, slo_s, batch_size, flush_s, delays,
-    clients, think_s,
+    clients, think_s, spread=0.0,
 ):  # fmt: skip
-    """What `simulate` does with spread 0, as a dictionary of columns."""
+    """What `simulate` does, as a dictionary of columns; `bid-price` with spread 0."""
     n = len(trace)
     size = batch_size if policy.batched else 1
     flush_s = min(flush_s, policy.flush_s)
@@ -428,7 +458,7 @@ def simulate_plainly(
         lookahead = PlainChain(sets, estimated_s, deadline_s, delays.lag_s)
     else:
         lookahead = PlainShadow(
-            database, estimated_s, deadline_s, delays.lag_s, policy.tolerance_s
+            database, estimated_s, deadline_s, delays.lag_s, policy.tolerance_s, spread
         )
     events = []  # of clients and sequencer
     sequence = iter(range(10**9))

@@ -11,8 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from thesis_lib.sequencer.core.events import LOGGED
-from thesis_lib.sequencer.core.locks import NONE
 from thesis_lib.sequencer.core.trace import Decision
 from thesis_lib.sequencer.policies.registry import THESIS
 from thesis_lib.sequencer.policies.rules import BREAKWATER, GRADIENT
@@ -198,35 +196,19 @@ class Watch:
 
     def entries(self):
         """What the log holds: id, when it was handed over, started and committed."""
-        plain = getattr(self.lookahead, "database", None)
-        world = None if plain else self.lookahead.memory.world
-        log = plain.log if plain else world.log[: world.progress[LOGGED]].tolist()
-        for at, i in enumerate(log):
-            if plain:
-                began_s, ended_s = plain.dispatch_s[i], plain.finish_s.get(i, np.nan)
-                start_s = plain.start_s.get(i, np.nan)
-            else:
-                began_s, ended_s = world.dispatch_s[at], world.finish_s[i]
-                start_s = world.start_s[i]
+        database = self.lookahead.database
+        for i in database.log:
+            ended_s = database.finish_s.get(i)
             yield SimpleNamespace(
-                id=i, began_s=began_s, ended_s=ended_s, waits=np.isnan(start_s),
-                flies=np.isnan(ended_s),
+                id=i, began_s=database.dispatch_s[i], ended_s=ended_s,
+                waits=i not in database.start_s, flies=ended_s is None,
             )  # fmt: skip
 
     def queues(self, i):
         """How many writers wait for each key that transaction i asks for."""
-        plain = getattr(self.lookahead, "database", None)
-        if plain:
-            waiting = [plain.waiting.get(key, ()) for key, _ in plain.sets[i]]
-            return [sum(alone for _, alone in queue) for queue in waiting]
-        table, found = self.lookahead.memory.world.table, []
-        for key in table.keys[table.offsets[i] : table.offsets[i + 1]]:
-            behind, writers = table.head[key], 0
-            while behind != NONE:
-                writers += table.exclusive[behind]
-                behind = table.follows[behind]
-            found.append(writers)
-        return found
+        database = self.lookahead.database
+        queues = [database.locks.waiting.get(key, ()) for key, _ in database.sets[i]]
+        return [sum(alone for _, alone in queue) for queue in queues]
 
     def commits(self):
         """Those that were not heard of before."""
@@ -271,8 +253,7 @@ class Watch:
 
     def envoy(self, rows, now_s):
         current = floor(now_s * 10 / self.code.interval_s)
-        seen = self.lookahead
-        deadline_s = getattr(seen, "memory", seen).deadline_s
+        deadline_s = self.lookahead.deadline_s
         for entry in self.commits():
             self.outcomes.append((current, entry.ended_s <= deadline_s[entry.id]))
         known = [good for at, good in self.outcomes if at > current - 10]

@@ -3,6 +3,8 @@ from collections import deque
 
 import numpy as np
 import pytest
+from key_sets import requests
+from plain_model import COLUMNS, Locks, assert_equal, columns
 
 from thesis_book.experiments.sequencer.partitions import (
     Exchange,
@@ -13,16 +15,12 @@ from thesis_book.experiments.sequencer.partitions import (
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.sequencer.core.trace import KeySets, Trace
 from thesis_lib.sequencer.policies.registry import policy
-from thesis_lib.sequencer.simulator.simulator import SystemConfig, replay, simulate
+from thesis_lib.sequencer.simulator.simulator import SystemConfig, simulate
 from thesis_lib.sequencer.workload.arrivals import at_rate
 from thesis_lib.sequencer.workload.scenarios import SCENARIOS, scenario
 
 SPEC = SCENARIOS["A"]
 RELEASED_LATE = ("fifo", "late-edf", "startable-first", "bid-price")
-COLUMNS = (
-    "arrival_s", "deadline_s", "decided_s", "granted_s", "start_s", "finish_s",
-    "dropped", "log",
-)  # fmt: skip
 
 
 def traces(partitions, n=400, per_s=7_000.0, seed=0):
@@ -40,33 +38,16 @@ def run(work, name, exchange=None, slo_s=SPEC.slo_s):
     )
 
 
-def assert_equal(one, other):
-    for name in COLUMNS:
-        np.testing.assert_array_equal(
-            getattr(one, name), getattr(other, name), err_msg=name
-        )
-
-
 # --- Where nothing crosses -----------------------------------------------------
-
-
-def test_one_partition_is_a_replay_of_its_arrivals():
-    (trace,) = traces(1)
-    past = replay(
-        trace, np.arange(len(trace)), trace.arrival_s, cores=SPEC.cores,
-        slo_s=SPEC.slo_s,
-    )  # fmt: skip
-    assert_equal(run(merge([trace], 0.0, 0), "fifo").history, past)
 
 
 @pytest.mark.parametrize("name", RELEASED_LATE)
 def test_one_partition_is_the_simulator_bit_for_bit(name):
     (trace,) = traces(1, per_s=9_000.0)
     given = policy(name, slo_s=SPEC.slo_s, cores=SPEC.cores)
-    alone = simulate(
-        trace, given, trace.service_s, SystemConfig(cores=SPEC.cores, slo_s=SPEC.slo_s)
-    )
-    assert_equal(run(merge([trace], 0.0, 0), name).history, alone)
+    system = SystemConfig(cores=SPEC.cores, slo_s=SPEC.slo_s)
+    alone = simulate(trace, given, trace.service_s, system)
+    assert_equal(run(merge([trace], 0.0, 0), name).history, columns(alone))
 
 
 @pytest.mark.parametrize("name", RELEASED_LATE)
@@ -90,8 +71,8 @@ def test_without_crossing_partitions_do_not_know_of_each_other(name):
 
 
 class Part:
-    def __init__(self, i, place, sets):
-        self.i, self.place, self.sets, self.missing = i, place, sets, 0
+    def __init__(self, i, place, keys):
+        self.i, self.place, self.sets = i, place, [*requests(keys, i).items()]
         self.has_read = self.has_heard = False
         self.twin = None
 
@@ -105,7 +86,7 @@ class PlainPartitions:
         self.work, self.exchange = work, exchange
         self.idle = [cores] * work.partitions
         self.ready = [deque() for _ in self.idle]
-        self.held, self.waiting = {}, {}
+        self.locks = [Locks() for _ in self.idle]
         self.granted, self.complete, self.finish = {}, {}, {}
         self.starts, self.released, self.sent = 0, 0, 0
         self.heap = [
@@ -131,33 +112,24 @@ class PlainPartitions:
         i, work = self.released, self.work
         self.released += 1
         home, other = int(work.home[i]), int(work.other[i])
-        here = Part(i, home, sets_of(work.trace.keys, i))
+        here = Part(i, home, work.trace.keys)
         if other < 0:
             self.book(here, now)
             return
-        there = Part(i, other, sets_of(work.other_keys, i))
+        there = Part(i, other, work.other_keys)
         here.twin, there.twin = there, here
         epoch_s, delay_s = self.exchange.epoch_s, self.exchange.round_s / 2
         end_s = (np.floor(now / epoch_s) + 1) * epoch_s if epoch_s else now
         heapq.heappush(self.heap, (end_s + delay_s, self.MERGE, home, i, (here, there)))
 
     def book(self, part, now):
-        for key, alone in part.sets:
-            at = part.place, key
-            held = self.held.setdefault(at, [])
-            queue = self.waiting.setdefault(at, deque())
-            if queue or (held and (alone or held[0][1])):
-                queue.append((part, alone))
-                part.missing += 1
-            else:
-                held.append((part, alone))
-        if part.missing == 0:
-            self.grant(part, now)
+        self.grant(self.locks[part.place].book(part, part.sets), now)
         self.fill(part.place, now)
 
-    def grant(self, part, now):
-        self.granted[part.i, part.place] = now
-        self.ready[part.place].append(part)
+    def grant(self, parts, now):
+        for part in parts:
+            self.granted[part.i, part.place] = now
+            self.ready[part.place].append(part)
 
     def go_on(self, part, now):
         if part.has_read and part.has_heard:
@@ -191,24 +163,8 @@ class PlainPartitions:
             self.go_on(part, now)
         else:
             self.finish[part.i, part.place] = now
-            for key, alone in part.sets:
-                at = part.place, key
-                self.held[at].remove((part, alone))
-                queue = self.waiting[at]
-                while queue:
-                    next_one, next_alone = queue[0]
-                    if self.held[at] and (next_alone or self.held[at][0][1]):
-                        break
-                    self.held[at].append(queue.popleft())
-                    next_one.missing -= 1
-                    if next_one.missing == 0:
-                        self.grant(next_one, now)
+            self.grant(self.locks[part.place].release(part, part.sets), now)
         self.fill(part.place, now)
-
-
-def sets_of(keys, i):
-    rows = range(keys.offsets[i], keys.offsets[i + 1])
-    return [(int(keys.keys[r]), bool(keys.exclusive[r])) for r in rows]
 
 
 def test_partitions_equal_a_plain_model_bit_for_bit():
@@ -252,14 +208,13 @@ def test_conflicting_transactions_commit_in_the_order_of_every_log(name, crossin
             keys = work.other_keys if side else work.trace.keys
             granted_s, end_s = made.granted_s[i, side], made.finish_s[i, side]
             assert granted_s <= end_s
-            for key, alone in sets_of(keys, i):
+            for key, alone in requests(keys, i).items():
                 readers, writers = ends.get(key, (0.0, 0.0))
                 assert granted_s >= (max(readers, writers) if alone else writers)
-                ends[key] = (
-                    (readers, max(writers, end_s))
-                    if alone
-                    else (max(readers, end_s), writers)
-                )
+                if alone:
+                    ends[key] = readers, max(writers, end_s)
+                else:
+                    ends[key] = max(readers, end_s), writers
 
 
 @pytest.mark.parametrize("name", RELEASED_LATE)
@@ -342,15 +297,14 @@ def test_elsewhere_a_transaction_locks_what_its_kind_locks_there():
 
 @pytest.mark.parametrize("name", RELEASED_LATE[1:])
 def test_in_flight_is_bounded_but_for_what_others_commit(name):
-    work = merge(traces(1, per_s=12_000.0), 0.0, 0)
-    given = policy(name, slo_s=SPEC.slo_s, cores=SPEC.cores)
-    history = run(work, name).history
+    history = run(merge(traces(1, per_s=12_000.0), 0.0, 0), name).history
+    bound = policy(name, slo_s=SPEC.slo_s, cores=SPEC.cores).in_flight
     kept = ~history.dropped
     times = np.concatenate([history.finish_s[kept], history.decided_s[kept]])
     steps = np.repeat([-1, 1], kept.sum())
     most = np.cumsum(steps[np.lexsort((steps, times))]).max()
-    assert SPEC.cores <= most <= given.in_flight
-    assert name == "bid-price" or most == given.in_flight
+    assert SPEC.cores <= most <= bound
+    assert name == "bid-price" or most == bound
 
 
 @pytest.mark.parametrize("name", RELEASED_LATE[1:])

@@ -1,3 +1,5 @@
+from itertools import product
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -50,13 +52,17 @@ def beyond_margin(cells, cases, seed):
     return made[made["above"] > robustness.NON_INFERIORITY_MARGIN].assign(seed=seed)
 
 
-def test_whatever_is_wrong_with_estimates_bid_price_ends_where_fifo_does():
-    beyond = beyond_margin(cells_of(9_000), cases=12, seed=5)
-    assert beyond.empty, beyond
-
-
-def test_of_estimates_right_and_wrong_in_one_octave_the_wrong_are_soon_found_out():
-    beyond = beyond_margin(cells_of(12_000), cases=20, seed=3_220_279_229)
+@pytest.mark.parametrize(
+    ("transactions", "cases", "seed"),
+    [
+        (9_000, 12, 5),
+        (12_000, 20, 3_220_279_229),  # some are right and wrong in one octave
+    ],
+)
+def test_whatever_is_wrong_with_estimates_bid_price_ends_where_fifo_does(
+    transactions, cases, seed
+):
+    beyond = beyond_margin(cells_of(transactions), cases=cases, seed=seed)
     assert beyond.empty, beyond
 
 
@@ -72,16 +78,12 @@ def test_of_a_thousand_misestimations_of_a_fresh_seed_next_to_none_is_beyond():
 
 
 def test_beyond_fifo_is_the_paired_difference_in_points():
-    shares = {"fifo": [0.2, 0.4, 0.3], "late": [0.201, 0.401, 0.301],
-              "worse": [0.2, 0.41, 0.3]}  # fmt: skip
-    runs = pd.DataFrame(
-        [
-            ("m", 1.0, seed, policy, share)
-            for policy, made in shares.items()
-            for seed, share in enumerate(made)
-        ],
-        columns=["misestimation", "load", "seed", "policy", "violations"],
-    )
+    shares = {
+        "fifo": [0.2, 0.4, 0.3], "late": [0.201, 0.401, 0.301],
+        "worse": [0.2, 0.41, 0.3],
+    }  # fmt: skip
+    runs = pd.DataFrame(shares).melt(var_name="policy", value_name="violations")
+    runs = runs.assign(misestimation="m", load=1.0, seed=[0, 1, 2] * 3)
     made = robustness.beyond_fifo(runs).set_index("policy")
     assert made.loc["late", "points"] == pytest.approx(0.1)
     assert made.loc["late", "high"] == pytest.approx(0.1)
@@ -108,11 +110,14 @@ def test_a_crowd_is_as_large_as_it_says():
 
 
 def test_a_crowd_troubles_its_own_time_and_windows_count_from_its_end():
-    crowd = FlashCrowd(times=2.0, begin_s=0.1, last_s=0.1)
-    cell = SimulationConfig.of_scenario("A", transactions=3_000)
-    shares = robustness.through_a_crowd(
-        cell, crowd, ["fifo", "bid-price"], 0.8, window_s=0.02, seeds=2, seed=1
-    )
+    def through_a_crowd(transactions):
+        cell = SimulationConfig.of_scenario("A", transactions=transactions)
+        crowd = FlashCrowd(times=2.0, begin_s=0.1, last_s=0.1)
+        return robustness.through_a_crowd(
+            cell, crowd, ["fifo", "bid-price"], 0.8, window_s=0.02, seeds=2, seed=1
+        )
+
+    shares = through_a_crowd(3_000)
     assert shares.index[0] == pytest.approx(-0.2)
     assert 0.0 in shares.index
     assert shares.columns.tolist() == ["fifo", "bid-price"]
@@ -120,33 +125,24 @@ def test_a_crowd_troubles_its_own_time_and_windows_count_from_its_end():
     assert (shares[during].mean() > shares[shares.index < -0.1].mean()).all()
     assert shares["bid-price"].sum() < shares["fifo"].sum()
     with pytest.raises(InvalidInput, match="more transactions"):
-        robustness.through_a_crowd(
-            SimulationConfig.of_scenario("A", transactions=500), crowd, ["fifo"], 0.8,
-            window_s=0.02, seeds=1, seed=1,
-        )  # fmt: skip
+        through_a_crowd(500)
 
 
-def test_recovery_is_the_first_window_back_at_the_level_before():
+@pytest.mark.parametrize(
+    ("after", "recovery_s"),
+    [
+        ([0.05] * 8, 0.0),
+        ([0.5] * 4 + [0.058] * 4, 0.02),
+        ([0.5] * 4 + [0.062] * 4, np.inf),
+        ([0.5] * 2 + [0.0] + [0.5] + [0.0] * 4, 0.02),  # once by chance
+        ([0.5] * 3 + [0.0] * 5, 0.01),
+    ],
+)
+def test_recovery_is_the_first_window_back_at_the_level_before(after, recovery_s):
     crowd = FlashCrowd(times=2.0, begin_s=0.04, last_s=0.02)
-    at_s = 0.01 * np.arange(-6, 6)
-    shares = pd.DataFrame(
-        {
-            "at once": [0.05] * 12,
-            "third": [0.05] * 4 + [0.5] * 4 + [0.058] * 4,
-            "barely not": [0.05] * 4 + [0.5] * 4 + [0.062] * 4,
-            "by chance": [0.05] * 4 + [0.5] * 2 + [0.0] + [0.5] + [0.0] * 4,
-            "cleared": [0.05] * 4 + [0.5] * 3 + [0.0] * 5,
-        },
-        index=at_s,
-    )
-    found = {p: robustness.recovery_s(shares, crowd, p) for p in shares}
-    assert found == {
-        "at once": 0.0,
-        "third": pytest.approx(0.02),
-        "barely not": np.inf,
-        "by chance": pytest.approx(0.02),
-        "cleared": pytest.approx(0.01),
-    }
+    shares = pd.DataFrame({"x": [0.05] * 4 + after}, index=0.01 * np.arange(-6, 6))
+    found = robustness.recovery_s(shares, crowd, "x")
+    assert found == pytest.approx(recovery_s)
 
 
 def test_a_verdict_names_the_worst():
@@ -169,40 +165,35 @@ def test_each_workload_has_its_skew_and_its_objectives():
     cells = robustness.workload_cells(prices, transactions=400, seed=2)
     typed = {name for name, cell in cells.items() if cell.objectives_s is not None}
     assert typed == {name for name in cells if "median" in name}
-    rates = [
-        cells[f"YCSB A, zipf {z:g}"].saturation_per_s for z in robustness.ZIPF_EXPONENTS
-    ]
-    assert rates[0] > rates[-1]  # a hot record is locked, one at a time
+    calm, *_, hot = (cells[f"YCSB A, zipf {z:g}"] for z in robustness.ZIPF_EXPONENTS)
+    assert calm.saturation_per_s > hot.saturation_per_s  # one lock, one at a time
     runs = grid.run_grid(
         {name: cells[name] for name in ("A", "TPC-C, 5 x median")}, "workload",
         policies=["fifo", "bid-price"], loads=[0.9, 1.2], seeds=2, seed=1,
     )  # fmt: skip
     table = robustness.by_workload(runs, 1.2)
     assert table.index.tolist() == ["A", "TPC-C, 5 x median"]
-    assert table.columns.tolist() == [
-        (number, policy)
-        for number in ("violations", "cost")
-        for policy in ("fifo", "bid-price")
-    ]
+    numbers, policies = ("violations", "cost"), ("fifo", "bid-price")
+    assert table.columns.tolist() == [*product(numbers, policies)]
     one = runs.query("workload == 'A' and load == 1.2 and policy == 'bid-price'")
-    assert table.loc["A", ("cost", "bid-price")] == pytest.approx(
-        100 * one["cost"].mean()
-    )
+    cost = table.loc["A", ("cost", "bid-price")]
+    assert cost == pytest.approx(100 * one["cost"].mean())
     assert (table["cost"] <= table["violations"]).all(axis=None)
 
 
-def test_what_a_misestimation_adds_is_its_worst_against_good_estimates():
+@pytest.mark.parametrize(
+    ("names", "points"), [(["low"], 0.5), (["low", "high"], 2.0), (["none"], 0.0)]
+)
+def test_what_a_misestimation_adds_is_its_worst_against_good_estimates(names, points):
     percent = {
         ("none", 0.9): 1.0, ("none", 1.5): 10.0, ("low", 0.9): 1.5,
         ("low", 1.5): 9.0, ("high", 0.9): 0.5, ("high", 1.5): 12.0,
     }  # fmt: skip
-    table = pd.DataFrame(
-        [(name, load, "bid-price", share) for (name, load), share in percent.items()]
-        + [
-            (name, load, "other", 50 * share) for (name, load), share in percent.items()
-        ],
-        columns=["misestimation", "load", "policy", "percent"],
-    )
-    assert robustness.added(table, "bid-price", ["low"]) == pytest.approx(0.5)
-    assert robustness.added(table, "bid-price", ["low", "high"]) == pytest.approx(2.0)
-    assert robustness.added(table, "bid-price", ["none"]) == 0
+    rows = [
+        (*place, policy, times * share)
+        for policy, times in (("bid-price", 1), ("other", 50))
+        for place, share in percent.items()
+    ]
+    columns = ["misestimation", "load", "policy", "percent"]
+    table = pd.DataFrame(rows, columns=columns)
+    assert robustness.added(table, "bid-price", names) == pytest.approx(points)

@@ -119,38 +119,40 @@ def test_a_sequencer_saturates_between_the_rates_around_it():
     busy = measured({cores: (100.0 * cores, float(cores)) for cores in (400, 10, 40)})
     np.testing.assert_allclose(busy["busy"], [0.01, 0.16, 16.0])
     assert scaling.decision_us(busy, 2_000.0) == pytest.approx(20.0)
+    assert scaling.decision_us(busy, 20, "cores") == pytest.approx(20.0)
     assert scaling.saturated_at(busy) == pytest.approx(10_000.0)
     assert scaling.saturated_at(busy[busy["busy"] < 1]) == np.inf
-    for outside in (999.0, 40_001.0):
-        with pytest.raises(InvalidInput, match="lies outside what was measured"):
-            scaling.decision_us(busy, outside)
-    assert scaling.decision_us(busy, 20, "cores") == pytest.approx(20.0)
-    with pytest.raises(InvalidInput, match="cores=401 lies outside"):
-        scaling.decision_us(busy, 401, "cores")
+    for says, *outside in (
+        ("lies outside what was measured", 999.0),
+        ("lies outside what was measured", 40_001.0),
+        ("cores=401 lies outside", 401, "cores"),
+    ):
+        with pytest.raises(InvalidInput, match=says):
+            scaling.decision_us(busy, *outside)
 
 
 def test_behind_a_busy_sequencer_everything_is_late():
     # 20 us each let 50,000 a second through: enough for 8 cores, not for 64.
-    one = cell(10)
+    rate_per_s = cell(10).saturation_per_s
     cells = [
-        scaling.grown(
-            "A", times, transactions=400, saturation_per_s=one.saturation_per_s
-        )
+        scaling.grown("A", times, transactions=400, saturation_per_s=rate_per_s)
         for times in (1, 8)
     ]
     assert cells[1].cores == 8 * SPEC.cores
-    assert cells[1].saturation_per_s == 8 * one.saturation_per_s
+    assert cells[1].saturation_per_s == 8 * rate_per_s
     trace = cells[1].make_trace(0)
     assert len(trace) == 3_200
     assert trace.keys.n_keys == 8 * 10 * 11
     busy = measured({cores: (1_000.0 * cores, 20.0) for cores in (1, 1_000)})
-    made = scaling.behind_one_sequencer(cells, "bid-price", 1.1, busy, seeds=2, seed=5)
+    # A machine is priced by its cores at any load, also one below those measured.
+    made, idle = (
+        scaling.behind_one_sequencer(cells, "bid-price", load, busy, seeds=2, seed=5)
+        for load in (1.1, 0.01)
+    )
     assert list(made.index) == [(8, 0), (8, 1), (64, 0), (64, 1)]
     assert (made["free"] < 0.05).all()
     assert (made.loc[8, "as measured"] < 0.05).all()
     assert (made.loc[64, "as measured"] > 0.2).all()
-    # A machine is priced by its cores at any load, also one below those measured.
-    idle = scaling.behind_one_sequencer(cells, "bid-price", 0.01, busy, seeds=2, seed=5)
     assert (idle == 0).all(axis=None)
 
 

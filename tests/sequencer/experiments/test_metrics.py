@@ -58,34 +58,30 @@ def test_agreements_that_are_none_are_refused(call, says):
         call()
 
 
+def runs_of(added, base=0.5):
+    """Violations of policies that are `added` to `base`, an array with one a seed."""
+    rows = [
+        {"policy": name, "load": 1.1, "seed": seed, "violations": value}
+        for name, values in added.items()
+        for seed, value in enumerate(base + values)
+    ]
+    return pd.DataFrame(rows)
+
+
 def test_policies_are_told_apart_beyond_what_their_number_explains():
     wobble = 0.01 * np.array([1, -1, 1, -1, 1, -1, 1, -1])
     added = {"a": 0 * wobble, "b": 0.4 + wobble, "c": -0.1 + wobble, "d": 5 * wobble}
     added["e"] = 0.009 + wobble  # whose own interval, alone, leaves zero out
-
-    def beside(names):
-        rows = [
-            {"policy": name, "load": 1.1, "seed": seed, "violations": 0.5 + value}
-            for name in names
-            for seed, value in enumerate(added[name])
-        ]
-        return metrics.told_apart(pd.DataFrame(rows), "a").set_index("policy")
-
-    found = beside("abcde")
+    found = metrics.told_apart(runs_of(added), "a").set_index("policy")
     assert found["side"].to_dict() == {
         "b": "fewer", "c": "more", "d": "untold", "e": "untold"
     }  # fmt: skip
     points = {"b": -40, "c": 10, "d": 0, "e": -0.9}
     assert found["points"].to_dict() == pytest.approx(points, abs=1e-9)
     assert found.loc["e", "high"] < 0
-    assert beside("ae")["side"].to_dict() == {"e": "fewer"}
-    few = pd.DataFrame(
-        [
-            {"policy": name, "load": 1.1, "seed": seed, "violations": 0.1 * seed + more}
-            for name, more in {"a": 0.0, "b": 0.4}.items()
-            for seed in range(3)
-        ]
-    )
+    two = runs_of({name: added[name] for name in "ae"})
+    assert metrics.told_apart(two, "a")["side"].tolist() == ["fewer"]
+    few = runs_of({"a": np.zeros(3), "b": np.full(3, 0.4)}, 0.1 * np.arange(3))
     assert metrics.told_apart(few, "a")["side"].tolist() == ["untold"]
     with pytest.raises(InvalidInput, match="'a' alone"):
         metrics.told_apart(few.query("policy == 'a'"), "a")

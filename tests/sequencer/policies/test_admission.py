@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from key_sets import no_keys
 
 from thesis_lib.sequencer.core.events import Delays, idle_state
 from thesis_lib.sequencer.core.observed import commit, dispatch
@@ -39,6 +40,10 @@ def learned(given_s, took_s, window=500.0):
     return online
 
 
+def all_corrected(online, n):
+    return np.array([corrected_s(online, i) for i in range(n)])
+
+
 def sampled(n, seed, noise):
     """True times that scatter by a factor, and estimates that err by another."""
     random = np.random.default_rng(seed)
@@ -50,7 +55,7 @@ def sampled(n, seed, noise):
 def test_calibration_removes_a_bias(bias):
     true_s, given_s, _ = sampled(4_000, 1, 0.2)
     online = learned(bias * given_s, true_s, window=2_000.0)
-    corrected = np.array([corrected_s(online, i) for i in range(4_000)])
+    corrected = all_corrected(online, 4_000)
     assert abs(np.log(corrected / true_s).mean()) < 0.03
     assert np.log(corrected / true_s).std() < 0.21
 
@@ -66,7 +71,7 @@ def test_calibration_shrinks_noise_as_a_regression_does(noise):
 def test_estimates_that_say_nothing_shrink_to_a_constant():
     true_s, _, random = sampled(20_000, 3, 0.2)
     online = learned(MS * np.exp(random.normal(0, 0.6, 20_000)), true_s, 5_000.0)
-    corrected = np.array([corrected_s(online, i) for i in range(1_000)])
+    corrected = all_corrected(online, 1_000)
     assert np.log(corrected).std() < 0.05
     assert abs(np.log(corrected / MS)).max() < 0.2
 
@@ -74,7 +79,7 @@ def test_estimates_that_say_nothing_shrink_to_a_constant():
 def test_an_allowance_keeps_the_share_that_it_promises():
     true_s, given_s, _ = sampled(20_000, 4, 0.3)
     online = learned(given_s, true_s, window=1e9)
-    corrected_at = np.array([corrected_s(online, i) for i in range(20_000)])
+    corrected_at = all_corrected(online, 20_000)
     for p in (0.1, 0.5, 0.8, 0.95):
         kept = np.mean(true_s <= allowance(online, p) * corrected_at)
         assert p - 0.01 < kept < p + 0.06  # rounded up to the edge of a bin
@@ -118,9 +123,14 @@ def test_sort_into_orders_as_a_stable_sort_does():
             assert order.tolist() == np.lexsort((key, rank)).tolist()
 
 
+def unlocked(arrival_ms, service_ms):
+    nothing = [[]] * len(arrival_ms)
+    return jobs(arrival_ms, service_ms, nothing, nothing)
+
+
 def apart(n, service_ms):
     """Alone in the system, one after the other."""
-    return jobs(100.0 * np.arange(n), [service_ms] * n, [[]] * n, [[]] * n)
+    return unlocked(100.0 * np.arange(n), [service_ms] * n)
 
 
 def test_of_the_hopeless_the_first_goes_in_and_then_one_in_so_many():
@@ -135,14 +145,14 @@ def test_one_probe_that_fits_refutes_estimates_of_its_octave():
     said_s = np.where(np.arange(50) % 2, 1e6, 1e2)
     assert run(trace, 10.0, 1, said_s).log.tolist() == list(range(50))
     # Two cores: while the first probe runs, nothing is known yet.
-    early = jobs([0, 0.5, 2], [1, 1, 1], [[]] * 3, [[]] * 3)
+    early = unlocked([0, 0.5, 2], [1, 1, 1])
     assert run(early, 10.0, 2, np.full(3, 1e6)).log.tolist() == [0, 2]
 
 
 def test_a_probe_that_fits_calls_for_the_next_and_one_that_does_not_ends_the_row():
     never = BidPriceParameters(least_p=1.0, sure_p=1.0, probe=7.0)  # refuted
     service_ms = np.where(np.arange(50) % 3, 1.0, 20.0)
-    trace = jobs(100.0 * np.arange(50), service_ms, [[]] * 50, [[]] * 50)
+    trace = unlocked(100.0 * np.arange(50), service_ms)
     history = run(trace, 10.0, 1, np.full(50, 1e6), params=never)
     rows = [[0], [7, 8, 9], [16, 17, 18], [25, 26, 27], [34, 35, 36], [43, 44, 45]]
     assert history.log.tolist() == [i for row in rows for i in row]
@@ -154,11 +164,8 @@ def test_who_is_not_sure_gets_a_free_core_and_no_other():
     at_ms, blocker, long, short = 50.0 * np.arange(81), 80, 81, 82
 
     def after_learning(late_ms, said_ms, **terms):
-        n = len(late_ms)
-        arrival_ms = [*at_ms, *(at_ms[-1] + 0.1 * np.arange(1, n))]
-        trace = jobs(
-            arrival_ms, [*taught_ms, *late_ms], [[]] * (80 + n), [[]] * (80 + n)
-        )
+        arrival_ms = [*at_ms, *(at_ms[-1] + 0.1 * np.arange(1, len(late_ms)))]
+        trace = unlocked(arrival_ms, [*taught_ms, *late_ms])
         said_s = MS * np.array([4.0] * 80 + said_ms)
         terms = BidPriceParameters(haste=0.0, **terms)
         return run(trace, 10.0, 1, said_s, params=terms).log.tolist()[80:]
@@ -197,12 +204,9 @@ def test_a_writer_closes_its_row_before_readers_can_starve_it():
     order = np.argsort(arrival_ms, kind="stable")
     reads = [[0]] * 40 + [[]]
     writes = [[]] * 40 + [[0]]
-    trace = jobs(
-        np.array(arrival_ms)[order],
-        np.array([2.0] * 40 + [1.0])[order],
-        [reads[i] for i in order],
-        [writes[i] for i in order],
-    )
+    service_ms = [2.0] * 40 + [1.0]
+    columns = arrival_ms, service_ms, reads, writes
+    trace = jobs(*([column[i] for i in order] for column in columns))
     history = run(trace, 10.0, cores=4)
     assert not history.violated.any()
     assert history.latency_s[1] > 5 * MS  # it has let others pass while it could
@@ -258,7 +262,7 @@ def test_bid_price_decides_alike_in_any_unit_of_time():
 def test_what_was_released_by_another_is_calibrated_as_well():
     """Other partitions send what their sequencers decided on."""
     n, now_s = 22, 0.0
-    keys = KeySets.from_lists([[]] * n, [[]] * n)
+    keys = no_keys(n)
     state, given = idle_state(keys, 3), policy("bid-price", slo_s=1.0, cores=3)
     look = given.make_lookahead(state, keys, np.full(n, MS), np.full(n, 9.0), 0.2, 0.0)
     memory, (*own, sent) = look.memory, np.arange(n)
@@ -307,23 +311,16 @@ def test_a_key_that_nobody_else_wants_changes_nothing(load, options, slo_s, lag_
         trace = jobs(arrival_s / MS, service_s / MS, [[]] * n, keys)
         terms = BidPriceParameters(**options)
         given = policy("bid-price", slo_s=slo_s, cores=cores, params=terms)
-        histories.append(
-            simulate(
-                trace,
-                given,
-                said_s,
-                SystemConfig(cores=cores, slo_s=slos_s, delays=delays),
-            )
-        )
+        system = SystemConfig(cores=cores, slo_s=slos_s, delays=delays)
+        histories.append(simulate(trace, given, said_s, system))
     free, locked = histories
-    np.testing.assert_array_equal(free.log, locked.log)
-    np.testing.assert_array_equal(free.dropped, locked.dropped)
-    np.testing.assert_array_equal(free.finish_s, locked.finish_s)
+    for column in ("log", "dropped", "finish_s"):
+        np.testing.assert_array_equal(getattr(free, column), getattr(locked, column))
     assert free.dropped.any() or load < 3
 
 
 def test_a_probe_is_found_when_it_is_not_late_any_more():
-    keys, deadline_s = KeySets.from_lists([[]] * 2, [[]] * 2), np.array([9.0, 1.0])
+    keys, deadline_s = no_keys(2), np.array([9.0, 1.0])
     state, given = idle_state(keys, 1), policy("bid-price", slo_s=1.0, cores=1)
     said_s = np.array([MS, 10.0])
     look = given.make_lookahead(state, keys, said_s, deadline_s, 0.2, 0.0)

@@ -28,6 +28,12 @@ def made(name, params=None):
     return policy(name, slo_s=12.5 * MS, cores=8, params=params)
 
 
+def run(given, trace, cores=8, slo_s=12.5 * MS, **options):
+    """The history of a policy that knows every service time."""
+    system = SystemConfig(cores=cores, slo_s=slo_s, **options)
+    return simulate(trace, given, trace.service_s, system)
+
+
 class Sequencer:
     """A policy before eight cores, which idle but for `logged`; estimates are exact."""
 
@@ -56,41 +62,43 @@ class Sequencer:
         return order, dropped
 
 
-def test_drop_reorder_and_hybrid_on_the_thesis_band():
-    # Against an objective of 12.5 ms with a band of 2.5 ms:
-    #           early critical early critical hopeless critical
-    service_ms = [3.0, 10.5, 9.0, 14.5, 15.5, 12.5]
-    assert {
-        name: Sequencer(made(name), service_ms).decide()
-        for name in ("drop", "reorder", "hybrid")
-    } == {
-        "drop": ([0, 1, 2, 3, 5], [4]),
-        "reorder": ([1, 3, 5, 0, 2, 4], []),
-        "hybrid": ([1, 3, 5, 0, 2], [4]),
-    }
+# Against an SLO of 12.5 ms with a band of 2.5 ms:
+#       early critical early critical hopeless critical
+BAND = {"service_ms": [3.0, 10.5, 9.0, 14.5, 15.5, 12.5]}
+STALE = Defects(stale=True)
+THREE = {"service_ms": [3, 1, 2], "arrival_ms": [2, 0, 1]}
+# Latest start: 9.5, 10.5 and 7.0 ms; the last is forecast to be late.
+FOUR = {"service_ms": [3, 1, 4, 20], "arrival_ms": [0, -1, -1.5, 0]}
+# Both write one row: whoever goes second is late, and is dropped or not for that. In
+# order of arrival they would end at 4 and 13 ms: the second has less slack.
+ONE_ROW = {"service_ms": [4.0, 9.0], "writes": [[0], [0]]}
+# The last holds the row of the first and the third for 4 ms.
+HELD = {
+    "service_ms": [1, 1, 1, 1, 4], "writes": [[0], [], [0], [], [0]], "logged": [4]
+}  # fmt: skip
 
 
-def test_the_fixed_drop_without_allowance_and_take_the_least_slack_first():
-    # Slack against 12.5 ms:  9.5   2.0   3.5   -2.0  -3.0  0.0
-    service_ms = [3.0, 10.5, 9.0, 14.5, 15.5, 12.5]
-    stale = Defects(stale=True)
-    slack, _ = Sequencer(made("reorder", stale), service_ms).decide()
-    assert slack == [3, 5, 1, 2, 0, 4]  # 4 is hopeless
-    order, dropped = Sequencer(made("hybrid", stale), service_ms).decide()
-    assert order == [5, 1, 2, 0]
-    assert sorted(dropped) == [3, 4]
-
-
-def test_a_batch_is_forecast_again_in_its_new_order():
-    # Both write one row: whoever goes second is late, and is dropped or not for that.
-    def decision(**defects):
-        given = made("hybrid", Defects(**defects))
-        return Sequencer(given, [4.0, 9.0], writes=[[0], [0]]).decide()
-
-    # In order of arrival they would end at 4 and 13 ms: the second has less slack.
-    assert decision(allowance=True) == ([1, 0], [])
-    assert decision() == ([1], [0])
-    assert decision(stale=True) == ([0], [1])
+@pytest.mark.parametrize(
+    ("name", "params", "asked", "order", "dropped"),
+    [
+        ("drop", None, BAND, [0, 1, 2, 3, 5], [4]),
+        ("reorder", None, BAND, [1, 3, 5, 0, 2, 4], []),
+        ("hybrid", None, BAND, [1, 3, 5, 0, 2], [4]),
+        ("reorder", STALE, BAND, [3, 5, 1, 2, 0, 4], []),  # by slack; 4 is hopeless
+        ("hybrid", STALE, BAND, [5, 1, 2, 0], [3, 4]),
+        ("hybrid", Defects(allowance=True), ONE_ROW, [1, 0], []),
+        ("hybrid", Defects(), ONE_ROW, [1], [0]),
+        ("hybrid", STALE, ONE_ROW, [0], [1]),
+        ("edf", None, THREE, [1, 2, 0], []),
+        ("sjf", None, THREE, [1, 2, 0], []),
+        ("least-slack", None, FOUR, [2, 0, 1], [3]),
+        ("late-sjf", None, FOUR, [1, 0, 2], [3]),
+        ("late-demote", None, HELD, [1, 3, 0, 2], []),
+    ],
+)
+def test_decisions_by_hand(name, params, asked, order, dropped):
+    decision = Sequencer(made(name, params), **asked).decide()
+    assert (decision[0], sorted(decision[1])) == (order, dropped)
 
 
 def test_defects_belong_to_the_thesis_three():
@@ -98,41 +106,10 @@ def test_defects_belong_to_the_thesis_three():
     assert made("hybrid-corrected").defects == Defects()
 
 
-def test_every_decision_partitions_its_batch_whatever_is_in_it():
-    for name in POLICIES:
-        for seed in range(20):
-            random = np.random.default_rng(seed)
-            b = int(random.integers(0, 12))
-            sequencer = Sequencer(
-                made(name), random.uniform(0, 25, b), random.uniform(0, 9, b)
-            )
-            sequencer.decide(now_ms=9.0)  # which asserts it
-
-
 @pytest.mark.parametrize("name", [n for n in POLICIES if n != "random-drop"])
 def test_an_idle_system_drops_nothing(name):
-    spec = SCENARIOS["A"]
     trace = at_rate(scenario("A", 500, seed=1), 100.0, seed=2)
-    history = simulate(
-        trace,
-        made(name),
-        trace.service_s,
-        SystemConfig(cores=spec.cores, slo_s=spec.slo_s, batch_size=1),
-    )
-    assert not history.violated.any()
-
-
-def test_edf_and_sjf_sort_by_what_they_say():
-    for name in ("edf", "sjf"):
-        sequencer = Sequencer(made(name), [3, 1, 2], arrival_ms=[2, 0, 1])
-        assert sequencer.decide() == ([1, 2, 0], [])
-
-
-def test_least_slack_and_late_sjf_sort_by_what_they_say_and_drop_the_hopeless():
-    # Latest start: 9.5, 10.5 and 7.0 ms; the last is forecast to be late.
-    asked = {"service_ms": [3, 1, 4, 20], "arrival_ms": [0, -1, -1.5, 0]}
-    assert Sequencer(made("least-slack"), **asked).decide() == ([2, 0, 1], [3])
-    assert Sequencer(made("late-sjf"), **asked).decide() == ([1, 0, 2], [3])
+    assert not run(made(name), trace, batch_size=1).violated.any()
 
 
 def test_a_capped_queue_takes_what_the_cores_can_finish():
@@ -146,21 +123,10 @@ def test_a_capped_queue_takes_what_the_cores_can_finish():
 
 
 def test_a_capped_queue_bounds_the_latency_at_any_load():
-    n, cores = 4_000, 8
-    given = made("queue-cap")
-    alone = replace(
-        scenario("A", n, seed=1), service_s=np.full(n, MS),
-        units_s=np.full((n, 1), MS), keys=KeySets.from_lists([[]] * n, [[]] * n),
-    )  # fmt: skip
     for per_s in (6_000.0, 9_000.0, 40_000.0):
-        history = simulate(
-            at_rate(alone, per_s, seed=2),
-            given,
-            alone.service_s,
-            SystemConfig(cores=cores, slo_s=12.5 * MS),
-        )
-        full = int(USED.room * 12.5 * cores)  # transactions, each of a millisecond
-        assert np.nanmax(history.latency_s) <= full / cores * MS + MS
+        history = run(made("queue-cap"), alike(4_000, per_s=per_s))
+        full = int(USED.room * 12.5 * 8)  # transactions, each of a millisecond
+        assert np.nanmax(history.latency_s) <= full / 8 * MS + MS
         assert history.dropped.any() == (per_s > 8_000)
 
 
@@ -188,21 +154,27 @@ def test_codel_forgives_a_queue_that_was_short_once_in_the_interval():
     assert sequencer.decide([0], 20.0 * interval_ms) == ([], [0])
 
 
-def alike(n, writes=()):
-    """Transactions of a millisecond that write these keys, in an overload of 1.5."""
+def alike(n, writes=(), per_s=12_000.0):
+    """Transactions of a millisecond that write these keys: 8,000 a second fit."""
     trace = replace(
         scenario("A", n, seed=1), service_s=np.full(n, MS),
         units_s=np.full((n, 1), MS),
         keys=KeySets.from_lists([[]] * n, [[*writes]] * n),
     )  # fmt: skip
-    return at_rate(trace, 12_000.0, seed=2)
+    return at_rate(trace, per_s, seed=2)
 
 
 def overloaded(name, trace, **terms):
-    given = made(name, QueueParameters(**terms))
-    return simulate(
-        trace, given, trace.service_s, SystemConfig(cores=8, slo_s=12.5 * MS)
-    )
+    return run(made(name, QueueParameters(**terms)), trace)
+
+
+def in_system(history, arrivals):
+    """How many are in the system after each arrival of a slice."""
+    arrival_s = history.arrival_s
+    return [
+        ((arrival_s <= now_s) & (history.finish_s > now_s)).sum()
+        for now_s in arrival_s[arrivals]
+    ]
 
 
 def test_nobody_starts_who_waited_beyond_the_patience_of_adaptive_lifo():
@@ -222,11 +194,7 @@ def test_nobody_starts_who_waited_beyond_the_patience_of_adaptive_lifo():
 def test_no_lock_has_a_longer_queue_than_its_cap(writers):
     trace = alike(500, writes=[0])
     history = overloaded("lock-queue-cap", trace, writers=writers)
-    here = [
-        ((trace.arrival_s <= now_s) & (history.finish_s > now_s)).sum()
-        for now_s in trace.arrival_s
-    ]
-    assert max(here) == writers + 1  # one holds it
+    assert max(in_system(history, slice(None))) == writers + 1  # one holds it
     assert history.dropped.any()
 
 
@@ -250,10 +218,7 @@ def test_cinnamon_lets_in_what_leaves_with_a_queue_that_its_sum_gain_sets():
     trace = alike(20_000)
     given = {"cycle": 1.0, "gain": 0.3, "sum_gain": sum_gain, "places": 1.0}
     history = overloaded("cinnamon", trace, **given)
-    here = [
-        ((trace.arrival_s <= now_s) & (history.finish_s > now_s)).sum()
-        for now_s in trace.arrival_s[10_000:]
-    ]
+    here = in_system(history, slice(10_000, None))
     share = 1 / 3
     assert abs(history.dropped[10_000:].mean() - share) < 0.01
     settled = share / sum_gain * leave_in_a_cycle
@@ -262,13 +227,9 @@ def test_cinnamon_lets_in_what_leaves_with_a_queue_that_its_sum_gain_sets():
 
 def test_gradient2_lets_its_limit_grow_slowly_while_latencies_do_not():
     history = overloaded("gradient2", alike(20_000))
-    in_system = [
-        np.sum(history.finish_s[: i + 1] > now_s)
-        for i, now_s in enumerate(history.arrival_s)
-    ]
     renewals = history.arrival_s // (USED.gradient * 12.5 * MS)
-    most = np.maximum.accumulate(in_system)
-    assert max(in_system[:100]) == 20  # two and a half a core, and the least
+    most = np.maximum.accumulate(in_system(history, slice(None)))
+    assert most[99] == 20  # two and a half a core, and the least
     assert (most <= 20 + 0.2 * 4 * renewals).all()
     assert 20 < most[-1] < 30  # each step makes latencies longer, which counts
 
@@ -292,14 +253,6 @@ def test_random_drop_drops_its_share_and_repeats():
     assert first != dropped(6)
 
 
-def test_late_demote_lets_a_lock_wait_behind_what_can_start():
-    # The last holds the row of the first and the third for 4 ms.
-    sequencer = Sequencer(
-        made("late-demote"), [1, 1, 1, 1, 4], writes=[[0], [], [0], [], [0]], logged=[4]
-    )
-    assert sequencer.decide() == ([1, 3, 0, 2], [])
-
-
 def test_late_demote_demotes_the_longest_when_not_all_can_be_on_time():
     # Cannot be on time even alone.
     assert Sequencer(made("late-demote"), [8.0] * 6 + [57.0]).decide()[1] == [6]
@@ -319,19 +272,15 @@ def test_a_policy_has_as_many_groups_as_it_was_made_for():
 
 
 def test_a_function_is_a_policy_with_the_surroundings_of_late_edf():
+    cores, slo_s = SCENARIOS["C"].cores, SCENARIOS["C"].slo_s
+
     def by_deadline(batch, forecast, now_s):
         order = np.argsort(batch.deadline_s, kind="stable")
         return batch.decide(order, forecast.p_on_time < LateBound().least_p)
 
-    spec = SCENARIOS["C"]
     trace = at_rate(scenario("C", 600, seed=3), 12_000.0, seed=4)
     own, named = (
-        simulate(
-            trace,
-            policy(which, slo_s=spec.slo_s, cores=spec.cores),
-            trace.service_s,
-            SystemConfig(cores=spec.cores, slo_s=spec.slo_s),
-        )
+        run(policy(which, slo_s=slo_s, cores=cores), trace, cores, slo_s)
         for which in (by_deadline, "late-edf")
     )
     assert own.dropped.any()
@@ -358,34 +307,6 @@ def test_what_a_rule_neither_runs_nor_drops_is_held():
     ):
         with pytest.raises(InvalidInput, match=says):
             batch.decide(order, dropped)
-
-
-def overwrites(batch, forecast, now_s):
-    batch.ids[...] = 100_000
-    return batch.decide(np.arange(len(batch)), np.zeros(len(batch), bool))
-
-
-def forgets(batch, forecast, now_s):
-    batch.decide(np.arange(len(batch)), np.zeros(len(batch), bool))
-
-
-def halves(batch, forecast, now_s):
-    return Decision(batch.ids + 0.5, [], [])
-
-
-@pytest.mark.parametrize(
-    ("rule", "says"),
-    [
-        (overwrites, "'overwrites' must put each of the"),
-        (forgets, "'forgets' answered with NoneType: expected a Decision"),
-        (halves, "row 0 of order of policy 'halves' is 0.5"),
-    ],
-)
-def test_a_rule_that_answers_with_no_partition_is_named(rule, says):
-    trace = scenario("A", 40, seed=1)
-    own = policy(rule, slo_s=0.003, cores=4)
-    with pytest.raises(InvalidInput, match=says):
-        simulate(trace, own, trace.service_s, SystemConfig(cores=4, slo_s=0.003))
 
 
 OWN = """
@@ -415,6 +336,17 @@ def of_two(batch, forecast):
 
 def beyond(batch, forecast, now_s):
     return batch.decide([len(batch)], [False] * len(batch))
+
+def overwrites(batch, forecast, now_s):
+    batch.ids[...] = 100_000
+    return batch.decide(range(len(batch)), [False] * len(batch))
+
+def forgets(batch, forecast, now_s):
+    batch.decide(range(len(batch)), [False] * len(batch))
+
+def halves(batch, forecast, now_s):
+    from thesis_lib.sequencer.core.trace import Decision
+    return Decision(batch.ids + 0.5, [], [])
 """
 
 
@@ -427,8 +359,7 @@ def own(tmp_path):
 
 
 def decisions(rule, trace):
-    named = policy(rule, slo_s=0.003, cores=4)
-    return simulate(trace, named, trace.service_s, SystemConfig(cores=4, slo_s=0.003))
+    return run(policy(rule, slo_s=0.003, cores=4), trace, 4, 0.003)
 
 
 def test_function_of_a_file_is_a_policy(own):
@@ -451,35 +382,37 @@ def test_a_file_begins_anew_with_each_run(own):
 
 
 @pytest.mark.parametrize(
-    ("function", "says"),
+    ("function", "text", "says"),
     [
-        ("longestfirst", "expected one of longest_first, .*; did you mean"),
-        ("copy", "expected one of longest_first, once, raises, of_two"),
-        ("Asked", "expected one of longest_first"),
-        ("of_two", r"expected a function of \(batch, forecast, now_s\)"),
-        ("raises", r"raised AttributeError: .* line 21: return forecast.nothing\)"),
-        ("beyond", r"raised InvalidInput: .*own.py, line 27: return batch.decide"),
+        ("longestfirst", OWN, "expected one of longest_first, .*; did you mean"),
+        ("copy", OWN, "expected one of longest_first, once, raises, of_two"),
+        ("Asked", OWN, "expected one of longest_first"),
+        ("of_two", OWN, r"expected a function of \(batch, forecast, now_s\)"),
+        (
+            "raises",
+            OWN,
+            r"raised AttributeError: .* line 21: return forecast.nothing\)",
+        ),
+        ("beyond", OWN, r"raised InvalidInput: .*own.py, line 27: return batch.decide"),
+        ("overwrites", OWN, "overwrites' must put each of the"),
+        ("forgets", OWN, "forgets' answered with NoneType: expected a Decision"),
+        ("halves", OWN, "row 0 of order of policy '.*:halves' is 0.5"),
+        ("f", None, r"own.py:f.*there is no file"),
+        ("f", "def f(:", r"own.py:f.*raised SyntaxError: .*own.py, line 1\)$"),
+        (
+            "f",
+            "import nowhere_at_all",
+            r"own.py:f.*raised ModuleNotFoundError: .*line 1: import",
+        ),
+        ("f", "raise SystemExit(3)", r"own.py:f.*raised SystemExit: 3"),
     ],
 )
-def test_what_is_no_policy_of_a_file_is_named(own, function, says):
-    with pytest.raises(InvalidInput, match=says):
-        decisions(own(function), scenario("A", 4, seed=1))
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        (None, "there is no file"),
-        ("def f(:", r"raised SyntaxError: .*own.py, line 1\)$"),
-        ("import nowhere_at_all", "raised ModuleNotFoundError: .*line 1: import"),
-        ("raise SystemExit(3)", "raised SystemExit: 3"),
-    ],
-)
-def test_a_file_that_cannot_be_run_is_named(tmp_path, text, says):
+def test_what_is_no_policy_of_a_file_is_named(tmp_path, function, text, says):
+    file = tmp_path / "own.py"
     if text is not None:
-        (tmp_path / "own.py").write_text(text)
-    with pytest.raises(InvalidInput, match=f"own.py:f.*{says}"):
-        policy(f"{tmp_path / 'own.py'}:f", slo_s=1.0, cores=1)
+        file.write_text(text)
+    with pytest.raises(InvalidInput, match=says):
+        decisions(f"{file}:{function}", scenario("A", 40, seed=1))
 
 
 @pytest.mark.parametrize(

@@ -5,17 +5,12 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
-from environment import (
-    SEEN,
-    SequencerEnv,
-    decide_by,
-    observe,
-    scored,
-)
+from environment import SEEN, SequencerEnv, decide_by, observe, scored
 from gymnasium.utils.env_checker import check_env
+from key_sets import no_keys
 
 from thesis_lib.common.errors import InvalidInput
-from thesis_lib.sequencer.core.trace import Forecast, KeySets, Trace
+from thesis_lib.sequencer.core.trace import Forecast, Trace
 from thesis_lib.sequencer.policies.registry import policy
 from thesis_lib.sequencer.simulator.simulator import Delays, SystemConfig, simulate
 from thesis_lib.sequencer.workload.arrivals import at_rate
@@ -85,7 +80,7 @@ def test_who_drops_everybody_loses_everybody_one_by_one():
 def waiting(now_s):
     """Three that wait, at seconds 0, 1 and 2 with an objective of 4."""
     arrival_s = np.arange(3.0)
-    trace = Trace.of_jobs(arrival_s, np.ones(3), KeySets.from_lists([[]] * 3, [[]] * 3))
+    trace = Trace.of_jobs(arrival_s, np.ones(3), no_keys(3))
     batch = trace.batch(np.arange(3), arrival_s + 4, arrival_s)
     service_s = np.array([1.0, 2.0, 0.5])
     finish_s = now_s + 0.5 + service_s  # half a second until a core is free
@@ -124,23 +119,20 @@ def test_scores_order_and_drop(scores, order, dropped):
 
 
 def test_bad_settings_and_bad_answers_are_refused_by_name():
+    def refused(says, call, *arguments, **options):
+        with pytest.raises(InvalidInput, match=says):
+            call(*arguments, **options)
+
     env = SequencerEnv(episode, cores=CORES, slo_s=SLO_S, window=4)
-    with pytest.raises(InvalidInput, match="no episode has begun"):
-        env.step(np.zeros(4))
+    refused("no episode has begun", env.step, np.zeros(4))
     env.reset(seed=0)
     for action in (np.zeros(3), np.array([0.0, np.nan, 0.0, 0.0])):
-        with pytest.raises(InvalidInput, match="scores"):
-            env.step(action)
+        refused("scores", env.step, action)
     play(env, lambda seen: seen[:, 0], 0)
-    with pytest.raises(InvalidInput, match="or it is over"):
-        env.step(np.zeros(4))
-    with pytest.raises(InvalidInput, match="window"):
-        SequencerEnv(episode, cores=CORES, slo_s=SLO_S, window=0)
-    with pytest.raises(InvalidInput, match="cores"):
-        SequencerEnv(episode, cores=0, slo_s=SLO_S)
-    nobody = SequencerEnv(
-        lambda seed: (scenario("A", 10, seed=1).take(np.arange(0)), np.empty(0)),
-        cores=CORES, slo_s=SLO_S,
-    )  # fmt: skip
-    with pytest.raises(InvalidInput, match="no transactions"):
-        nobody.reset(seed=1)
+    refused("or it is over", env.step, np.zeros(4))
+    refused("window", SequencerEnv, episode, cores=CORES, slo_s=SLO_S, window=0)
+    refused("cores", SequencerEnv, episode, cores=0, slo_s=SLO_S)
+    trace, _ = episode(1)
+    nobody = trace.take(np.arange(0)), np.empty(0)
+    empty = SequencerEnv(lambda seed: nobody, cores=CORES, slo_s=SLO_S)
+    refused("no transactions", empty.reset, seed=1)

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import queueing
+from key_sets import no_keys
 
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.sequencer.core.trace import KeySets, Trace
@@ -9,11 +10,7 @@ from thesis_lib.sequencer.simulator.simulator import replay
 
 def queue(arrival_s, service_s):
     """A trace without locks: nothing but queueing for cores."""
-    n = len(arrival_s)
-    nothing = KeySets(
-        np.zeros(n + 1, np.int64), np.empty(0, np.int64), np.empty(0, bool)
-    )
-    return Trace.of_jobs(arrival_s, service_s, nothing)
+    return Trace.of_jobs(arrival_s, service_s, no_keys(len(arrival_s)))
 
 
 def agree(values, expected):
@@ -111,12 +108,16 @@ def test_queueing_formulas_agree_where_they_meet():
     assert queueing.erlang_c(2, 1.0) == pytest.approx(1 / 3)
 
 
-def test_a_window_of_no_length_has_no_dispersion():
-    with pytest.raises(InvalidInput, match="window_s=0"):
-        queueing.mmpp2_dispersion((1.0, 2.0), (1.0, 1.0), 0.0)
-
-
-@pytest.mark.parametrize("rate", [0.0, 1.0, 1.2])
-def test_no_steady_state_is_refused(rate):
-    with pytest.raises(InvalidInput, match="no steady state"):
-        queueing.mm1_mean_wait(rate, 1.0)
+@pytest.mark.parametrize(
+    ("says", "formula", "arguments"),
+    [
+        ("window_s=0", queueing.mmpp2_dispersion, ((1.0, 2.0), (1.0, 1.0), 0.0)),
+        *(
+            ("no steady state", queueing.mm1_mean_wait, (rate, 1.0))
+            for rate in (0.0, 1.0, 1.2)
+        ),
+    ],
+)
+def test_formula_rejects_what_has_no_value(says, formula, arguments):
+    with pytest.raises(InvalidInput, match=says):
+        formula(*arguments)

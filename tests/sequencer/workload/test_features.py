@@ -12,7 +12,7 @@ from thesis_lib.sequencer.workload.tpcc import tpcc
 SMALL = txn.Scale(warehouses=2, customers=60, items=200)
 
 
-def column(table, names, name):
+def column(table, name, names=features.DYNAMIC):
     return table[:, names.index(name)]
 
 
@@ -23,64 +23,60 @@ def schedule(seed, n=120):
     return sequenced_s, sequenced_s + rng.exponential(2e-3, n) + 1e-6
 
 
-def test_dynamic_features_do_not_show_the_future():
-    for seed in range(5):
-        log = tpcc(120, SMALL, seed)
-        records = np.array(
-            [features.declared_records(t) for t in log.transactions], float
-        )
-        sequenced_s, finish_s = schedule(seed)
-        before = features.dynamic_features(sequenced_s, finish_s, log.keys, records)
-        rng = np.random.default_rng(seed + 100)
-        for i in (0, 17, 60, 119):
-            past = slice(0, i + 1)
-            # Nor do the records of what has not committed, nor how much is to come.
-            unseen = finish_s > sequenced_s[i]
-            others = np.where(unseen[:, None], 99.0, records)
-            unseen[i + 1 :] = True  # and whatever is ordered later
-            other = finish_s.copy()
-            later = np.maximum(sequenced_s, sequenced_s[i])[unseen]
-            other[unseen] = later + rng.exponential(5e-3, unseen.sum()) + 1e-6
-            keys = log.keys.take(np.arange(i + 1))
-            after = features.dynamic_features(sequenced_s, other, log.keys, records)
-            for made in (
-                after,
-                features.dynamic_features(sequenced_s, finish_s, log.keys, others),
-                features.dynamic_features(
-                    sequenced_s[past], finish_s[past], keys, records[past]
-                ),
-            ):
-                np.testing.assert_array_equal(made[past], before[past], f"{seed=}")
-            assert i == 119 or not np.array_equal(after, before)  # the test can see
+@pytest.mark.parametrize("seed", range(5))
+def test_dynamic_features_do_not_show_the_future(seed):
+    log = tpcc(120, SMALL, seed)
+    records = np.array([features.declared_records(t) for t in log.transactions], float)
+    sequenced_s, finish_s = schedule(seed)
+    before = features.dynamic_features(sequenced_s, finish_s, log.keys, records)
+    rng = np.random.default_rng(seed + 100)
+    for i in (0, 17, 60, 119):
+        past = slice(0, i + 1)
+        # Nor do the records of what has not committed, nor how much is to come.
+        unseen = finish_s > sequenced_s[i]
+        others = np.where(unseen[:, None], 99.0, records)
+        unseen[i + 1 :] = True  # and whatever is ordered later
+        other = finish_s.copy()
+        later = np.maximum(sequenced_s, sequenced_s[i])[unseen]
+        other[unseen] = later + rng.exponential(5e-3, unseen.sum()) + 1e-6
+        keys = log.keys.take(np.arange(i + 1))
+        after = features.dynamic_features(sequenced_s, other, log.keys, records)
+        for made in (
+            after,
+            features.dynamic_features(sequenced_s, finish_s, log.keys, others),
+            features.dynamic_features(
+                sequenced_s[past], finish_s[past], keys, records[past]
+            ),
+        ):
+            np.testing.assert_array_equal(made[past], before[past])
+        assert i == 119 or not np.array_equal(after, before)  # the test can see
 
 
-def test_depth_is_the_longest_chain_of_uncommitted_conflicts():
-    for seed in range(5):
-        log = tpcc(120, SMALL, seed)
-        records = np.zeros((120, 3))
-        sequenced_s, finish_s = schedule(seed)
-        # A real execution commits conflicting transactions in log order.
-        for j in range(120):
-            for i in range(j):
-                if conflict(log.keys, i, j):
-                    finish_s[j] = max(finish_s[j], finish_s[i] + 1e-6)
-        table = features.dynamic_features(sequenced_s, finish_s, log.keys, records)
-        for i in range(120):
-            alive = [j for j in range(i) if finish_s[j] > sequenced_s[i]]
-            depth = {}
-            for j in [*alive, i]:
-                before = [
-                    depth[p] + 1 for p in alive if p < j and conflict(log.keys, p, j)
-                ]
-                depth[j] = max(before, default=0)
-            assert column(table, features.DYNAMIC, "uncommitted")[i] == len(alive), (
-                f"{seed=}"
-            )
-            assert column(table, features.DYNAMIC, "depth")[i] == depth[i], f"{seed=}"
-            direct = sum(conflict(log.keys, j, i) for j in alive)
-            first = column(table, features.DYNAMIC, "first_layer")[i]
-            assert first <= direct, f"{seed=}"
-            assert (first == 0) == (direct == 0), f"{seed=}"
+@pytest.mark.parametrize("seed", range(5))
+def test_depth_is_the_longest_chain_of_uncommitted_conflicts(seed):
+    log = tpcc(120, SMALL, seed)
+    sequenced_s, finish_s = schedule(seed)
+    conflicts = [[conflict(log.keys, i, j) for i in range(120)] for j in range(120)]
+    # A real execution commits conflicting transactions in log order.
+    for j in range(120):
+        for i in range(j):
+            if conflicts[j][i]:
+                finish_s[j] = max(finish_s[j], finish_s[i] + 1e-6)
+    table = features.dynamic_features(
+        sequenced_s, finish_s, log.keys, np.zeros((120, 3))
+    )
+    for i in range(120):
+        alive = [j for j in range(i) if finish_s[j] > sequenced_s[i]]
+        depth = {}
+        for j in [*alive, i]:
+            before = [depth[p] + 1 for p in alive if p < j and conflicts[j][p]]
+            depth[j] = max(before, default=0)
+        assert column(table, "uncommitted")[i] == len(alive)
+        assert column(table, "depth")[i] == depth[i]
+        direct = sum(conflicts[i][j] for j in alive)
+        first = column(table, "first_layer")[i]
+        assert first <= direct
+        assert (first == 0) == (direct == 0)
 
 
 def test_first_layer_by_hand():
@@ -88,12 +84,8 @@ def test_first_layer_by_hand():
     keys = KeySets.from_lists([[0], [0], [], [0], [1]], [[], [], [0], [], []])
     sequenced_s, finish_s = np.arange(5.0), np.full(5, 10.0)
     table = features.dynamic_features(sequenced_s, finish_s, keys, np.zeros((5, 3)))
-    np.testing.assert_array_equal(
-        column(table, features.DYNAMIC, "first_layer"), [0, 0, 2, 1, 0]
-    )
-    np.testing.assert_array_equal(
-        column(table, features.DYNAMIC, "depth"), [0, 0, 1, 2, 0]
-    )
+    assert column(table, "first_layer").tolist() == [0, 0, 2, 1, 0]
+    assert column(table, "depth").tolist() == [0, 0, 1, 2, 0]
 
 
 def test_windows_count_what_committed_within_them():
@@ -125,18 +117,10 @@ def test_static_features_by_hand():
 def test_static_features_of_ycsb_by_hand():
     operations = [("read", 3), ("update", 8), ("modify", 3), ("read", 5), ("read", 5)]
     operations = tuple(txn.Operation(what, r, 0, 0) for what, r in operations)
-    scale = txn.YcsbScale(2, 10)
-    log = txn.Log.declare(
-        scale,
-        0,
-        [
-            txn.Ycsb(0, operations, 2),
-            txn.Ycsb(1, (txn.Operation("read", 4, 0, 0),), None),
-        ],
-    )
-    table = features.static_features(log)
-    names = features.static_names(log)
-    assert table.shape == (2, len(names))
+    one_read = (txn.Operation("read", 4, 0, 0),)
+    transactions = [txn.Ycsb(0, operations, 2), txn.Ycsb(1, one_read, None)]
+    log = txn.Log.declare(txn.YcsbScale(2, 10), 0, transactions)
+    table, names = features.static_features(log), features.static_names(log)
     first, second = (
         {name: value for name, value in zip(names, row, strict=True) if value}
         for row in table
@@ -158,7 +142,8 @@ def test_a_coming_rollback_is_not_known():
     for at, t in enumerate(log.transactions):
         if isinstance(t, txn.NewOrder) and t.lines[-1].item == SMALL.items:
             known = {line[:2] for line in t.lines}
-            assert column(table, features.STATIC, "distinct_stock")[at] == len(known)
+            distinct = column(table, "distinct_stock", features.STATIC)[at]
+            assert distinct == len(known)
             assert features.declared_records(t) == features.declared_records(
                 txn.NewOrder(0, 0, 0, (txn.OrderLine(1, 0, 1),) * len(t.lines), 0)
             )

@@ -39,15 +39,13 @@ def test_rows_alone_are_locked():
 
 def test_what_has_no_price_is_refused():
     log = tpcc(20, Scale(), seed=1)
-    with pytest.raises(InvalidInput, match="without a price"):
-        priced(log, Prices(0.0, 0.0, 1e-5, 0.0), sigma=0.0, seed=2)
-    with pytest.raises(InvalidInput, match="sigma=-1"):
-        priced(log, PRICES, sigma=-1.0, seed=2)
     trace = priced(log, PRICES, sigma=0.0, seed=2)
-    with pytest.raises(InvalidInput, match="collect one first"):
-        fit_prices(trace.take(np.empty(0, np.int64)))
-    nameless = replace(
-        trace, feature_names=tuple(f"x{i}" for i in range(len(trace.feature_names)))
-    )
-    with pytest.raises(InvalidInput, match="feature"):
-        fit_prices(nameless)
+    names = tuple(f"x{i}" for i in range(len(trace.feature_names)))
+    for says, call, arguments in (
+        ("without a price", priced, (log, Prices(0.0, 0.0, 1e-5, 0.0), 0.0, 2)),
+        ("sigma=-1", priced, (log, PRICES, -1.0, 2)),
+        ("collect one first", fit_prices, (trace.take(np.empty(0, np.int64)),)),
+        ("feature", fit_prices, (replace(trace, feature_names=names),)),
+    ):
+        with pytest.raises(InvalidInput, match=says):
+            call(*arguments)
