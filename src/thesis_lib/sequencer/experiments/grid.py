@@ -305,14 +305,6 @@ DESIGN_SEED = 31_337  # policies were chosen on its traces; evaluations use othe
 PUBLISHED_SCENARIO, PUBLISHED_LOAD = "B", 0.98
 
 
-def compare_designs(
-    config: SimulationConfig, designs: Policies, loads: Sequence[float], seeds: int
-) -> pd.DataFrame:
-    """Violations of policies in percent, by load, on design seeds."""
-    runs = replicate(config, designs, loads, seeds=seeds, seed=DESIGN_SEED)
-    return metrics.table(runs).rename_axis("design")
-
-
 # --- One point of the evaluation -----------------------------------------------
 @dataclass(frozen=True, kw_only=True)
 class Study:
