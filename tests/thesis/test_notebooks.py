@@ -61,10 +61,9 @@ CHAPTERS = chapters.chapters()
 LINES_PER_CELL = 25
 # Cells above the limit that remain to be shortened, by chapter. Only lower a count.
 LONG_CELLS = {
-    "02_background": 16,
-    "04_evaluation_ml_for_db": 22,
-    "05_reducing_memory": 5,
-    "06_evaluation_system_for_ml": 14,
+    "02_background": 15,
+    "04_evaluation_ml_for_db": 21,
+    "06_evaluation_system_for_ml": 13,
 }
 
 
@@ -118,12 +117,13 @@ def test_cells_are_thin(chapter):
 
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda c: c.name)
 def test_cells_of_a_chapter_are_at_most_25_lines_long(chapter):
-    """A cell with the caption of a figure may be longer."""
+    """A cell that draws a figure, or imports and sets up all of them, may be longer."""
     long = [
         cell.id
         for cell in chapter.load().cells
         if cell.cell_type == "code"
         and "figure" not in cell.metadata.get("mystnb", {})
+        and "figures.theme()" not in cell.source  # of the one cell with imports
         and len(cell.source.splitlines()) > LINES_PER_CELL
     ]
     assert len(long) == LONG_CELLS.get(chapter.name, 0), f"long cells: {long}"
