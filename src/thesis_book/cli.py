@@ -39,6 +39,7 @@ def run(
     again: bool = option(
         False, "Execute fresh ones too: to measure without disturbance.", "--again"
     ),
+    workers: int = option(2, "Chapters at the same time; fewer need less memory."),
     as_json: Json = False,
 ) -> None:
     """Re-execute chapters with papermill; skip those whose result is fresh."""
@@ -55,7 +56,9 @@ def run(
         typer.echo(f"waiting for another run of {name} in {folder}", err=True)
 
     with bars:
-        outcome = chapters.run(chosen, profile, overrides, folder, move, on_wait, again)
+        outcome = chapters.run(
+            chosen, profile, overrides, folder, move, on_wait, again, workers
+        )
     seconds = time.perf_counter() - clock
     # Imported here, so that a wrong parameter is reported without waiting for them.
     from thesis_book.compare import comparison as compare_

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import slow_lines
 
 ROOT = Path(__file__).parents[2]
 WORKFLOW = ROOT / ".github" / "workflows" / "ci.yml"
@@ -43,6 +44,13 @@ def has_gpu():
     import torch
 
     return torch.cuda.is_available()
+
+
+@pytest.mark.parametrize("start", [start for start, _ in slow_lines()])
+def test_slow_tests_exist(start):
+    path, _, name = start.partition("::")
+    assert (ROOT / path).exists()
+    assert not name or f"\ndef {name}" in (ROOT / path).read_text()
 
 
 @pytest.mark.parametrize("job", EVERY_JOB)

@@ -124,6 +124,22 @@ def test_cells_of_a_chapter_are_at_most_25_lines_long(chapter):
     assert not long
 
 
+# What measures how long something takes, and would measure other chapters with it.
+MEASURES = re.compile(
+    r"(?<!figures)\.(collect|serve|timeline|interleave|measure_machine|measure_decoding"
+    r"|measure_passes|drain_bytes_per_s)\("
+)
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda c: c.name)
+def test_cells_that_measure_run_alone(chapter):
+    for cell in chapter.load().cells:
+        if cell.cell_type == "code":
+            tagged = chapters.ALONE in cell.metadata.get("tags", [])
+            measures = MEASURES.search(cell.source)
+            assert tagged == bool(measures), cell.id
+
+
 @pytest.mark.parametrize("profile", chapters.PROFILES)
 def test_every_profile_resolves(profile):
     chapters.resolve(CHAPTERS, profile, {})

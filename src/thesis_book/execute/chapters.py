@@ -5,6 +5,9 @@ parameters and the files of functions among them, the modules of the package tha
 imports (and those they import), the data folder, its claims, the locks, the installed
 versions and the machine. Its result is one notebook and one record, replaced only by
 complete ones, under a lock that a killed process gives up.
+
+Chapters run at the same time. A cell with the tag `alone`, because it measures how long
+something takes, runs while no other cell does.
 """
 
 import errno
@@ -12,17 +15,20 @@ import functools
 import hashlib
 import json
 import re
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+import psutil
 import yaml
-from filelock import FileLock, Timeout
+from filelock import FileLock, ReadWriteLock, Timeout
 
 from thesis_book.execute.claims import FILE as CLAIMS_FILE
 from thesis_book.execute.claims import claim_hash
@@ -62,8 +68,11 @@ PROFILES = ("smoke", "default", "full")
 PROFILE_PARAMETER = "profile"  # set here, so that a chapter knows its references
 CUSTOM = "custom"  # the profile of a run whose parameters are the reader's own
 KEPT = {"nbval-check-output", "keep_output"}  # tags of cells whose outputs are stored
+ALONE = "alone"  # tag of cells beside which no other cell runs
 
 Progress = Callable[[str, int, int], None]  # chapter, cells done, cells in all
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,7 +299,8 @@ SAVE_EVERY_S = 10.0  # each time papermill writes the whole notebook, at every c
 def _reporting_engine() -> str:
     """Return the name of papermill's own engine, telling after each cell how far it is.
 
-    It saves seldom; papermill itself writes the notebook that ends or fails.
+    Cells wait for `turns`, a lock of all chapters that run at the same time. The engine
+    saves seldom; papermill itself writes the notebook that ends or fails.
     """
     from papermill.engines import NBClientEngine, papermill_engines
 
@@ -299,9 +309,9 @@ def _reporting_engine() -> str:
         def execute_managed_notebook(
             cls, nb_man: Any, kernel_name: str, *args: Any, **options: Any
         ) -> Any:
-            on_cell = options.pop("on_cell")
+            on_cell, turns = options.pop("on_cell"), options.pop("turns")
             complete, total = nb_man.cell_complete, len(nb_man.nb.cells)
-            save, saved_s = nb_man.save, time.monotonic()
+            start, save, saved_s = nb_man.cell_start, nb_man.save, time.monotonic()
 
             def save_seldom(**rest: Any) -> None:
                 nonlocal saved_s
@@ -309,11 +319,18 @@ def _reporting_engine() -> str:
                     save(**rest)
                     saved_s = time.monotonic()
 
+            def take_turn(cell: Any, cell_index: int | None = None) -> None:
+                alone = ALONE in cell.metadata.get("tags", [])
+                (turns.acquire_write if alone else turns.acquire_read)()
+                start(cell, cell_index=cell_index)
+
             def report(cell: Any, cell_index: int | None = None, **rest: Any) -> None:
                 complete(cell, cell_index=cell_index, **rest)
+                turns.release()
                 on_cell((cell_index or 0) + 1, total)
 
-            nb_man.save, nb_man.cell_complete = save_seldom, report
+            nb_man.save, nb_man.cell_start = save_seldom, take_turn
+            nb_man.cell_complete = report
             return super().execute_managed_notebook(
                 nb_man, kernel_name, *args, **options
             )
@@ -335,6 +352,11 @@ class ChapterFailed(InvalidInput):
         self.traceback = re.sub(r"\x1b\[[\d;]*m", "", "\n".join(error.traceback))
 
 
+def _word(chapter: Chapter) -> str:
+    """Return the word that marks the command line of the chapter's kernel."""
+    return f"--Session.username={chapter.name}"
+
+
 def _execute(
     chapter: Chapter,
     values: Mapping[str, Any],
@@ -351,6 +373,7 @@ def _execute(
     source, target = (
         str(each).replace("{", "{{").replace("}", "}}") for each in (chapter.path, path)
     )
+    turns = ReadWriteLock(path.with_name(".turns.lock"), is_singleton=False)
     try:
         papermill.execute_notebook(
             source,
@@ -359,15 +382,19 @@ def _execute(
             engine_name=_reporting_engine(),
             kernel_name="python3",
             progress_bar=False,
-            cwd=str(chapter.path.parent),
+            # The working directory of the kernel; papermill's `cwd` is that of all
+            # threads.
+            resources={"metadata": {"path": str(chapter.path.parent)}},
             # No note on the local transport, on the interrupt before the end, or on a
             # request that comes while the kernel leaves.
             extra_arguments=[
                 "--log-level=CRITICAL",
+                _word(chapter),
                 "--IPKernelApp.exec_lines=__import__('logging')"
                 ".getLogger('tornado.general').setLevel('CRITICAL')",
             ],
             on_cell=lambda done, total: progress(chapter.name, done, total),
+            turns=turns,
         )
     except PapermillExecutionError as error:
         raise ChapterFailed(chapter, path, error) from error
@@ -377,6 +404,9 @@ def _execute(
             "earlier results are as they were: free memory, and run it again"
         ) from error
     return nbformat.read(path, as_version=4)
+
+
+_DESCRIBING = threading.Lock()
 
 
 def produce(
@@ -392,9 +422,10 @@ def produce(
     """
     checkout = repository()
     wanted, (head, clean) = content_key(chapter, values), commit(checkout)
-    host = describe(cache_folder())
+    with _DESCRIBING:  # the first chapter measures the machine, before any runs
+        host = describe(cache_folder())
     started, clock = datetime.now(UTC), time.perf_counter()
-    with Watch() as watch:
+    with Watch(_word(chapter)) as watch:
         notebook = _execute(chapter, values, path, progress)
     numbers = glued(notebook)
     return Record(
@@ -540,8 +571,11 @@ def run(
     progress: Progress,
     on_wait: Callable[[str], None] = lambda name: None,
     again: bool = False,
+    workers: int = 2,
 ) -> list[tuple[Record, bool]]:
     """Execute the chapters that are not fresh: (record, whether it was executed).
+
+    `workers` of them run at the same time, in the order of the sizes of their files.
 
     All of them with `again`: a measurement is fresh when nothing it depends on has
     changed, and may yet be one that others disturbed.
@@ -550,18 +584,55 @@ def run(
     InvalidInput and leaves earlier results, its own included, as they were. Another
     run of the same chapter into the same folder is waited for, after `on_wait`.
     """
-    outcome = []
+    require(
+        workers >= 1,
+        f"workers={workers} cannot run chapters: expected at least 1 at a time",
+    )
     resolved = resolve(chosen, profile, overrides)
+
+    def one(chapter: Chapter) -> tuple[Record, bool]:
+        name, values = chapter.name, resolved[chapter.name]
+        with claimed(output / name, functools.partial(on_wait, name)):
+            key = content_key(chapter, values)
+            known = None if again else fresh(output, chapter, key)
+            record = known or _run_one(chapter, values, profile, output, progress)
+        return record, known is None
+
     with storage(output):
         output.mkdir(parents=True, exist_ok=True)
-        for chapter in chosen:
-            name, values = chapter.name, resolved[chapter.name]
-            with claimed(output / name, functools.partial(on_wait, name)):
-                key = content_key(chapter, values)
-                known = None if again else fresh(output, chapter, key)
-                record = known or _run_one(chapter, values, profile, output, progress)
-            outcome.append((record, known is None))
-    return outcome
+        # The longest first, so that none runs alone at the end.
+        ordered = sorted(chosen, key=lambda each: -each.path.stat().st_size)
+        done = dict(zip(ordered, _at_once(one, ordered, workers), strict=True))
+    return [done[chapter] for chapter in chosen]
+
+
+def _at_once(work: Callable[[T], R], items: Iterable[T], workers: int) -> list[R]:
+    """What `work` returns for each item, of which `workers` are done at a time.
+
+    When one fails, those that have begun are finished and no other begins. An
+    interrupt kills the processes that they started.
+    """
+    failed: list[BaseException] = []
+
+    def attempt(item: T) -> R | None:
+        try:
+            return None if failed else work(item)
+        except BaseException as error:
+            failed.append(error)
+            return None
+
+    with ThreadPoolExecutor(workers) as pool:
+        begun = [pool.submit(attempt, item) for item in items]
+        try:
+            wait(begun)
+        except KeyboardInterrupt as interrupt:  # which kernels do not hear
+            failed.insert(0, interrupt)
+            while wait(begun, timeout=0.1).not_done:
+                for child in psutil.Process().children():
+                    child.kill()
+    if failed:
+        raise failed[0]
+    return cast("list[R]", [each.result() for each in begun])
 
 
 def strip(notebook: "NotebookNode") -> "NotebookNode":

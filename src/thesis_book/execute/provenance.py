@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any, Self
@@ -167,38 +168,31 @@ def largest_resident_bytes(process: psutil.Process) -> int:
         return 0
 
 
-def _command(process: psutil.Process) -> list[str]:
-    """The command line of a process; empty once it has ended."""
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
-
-
 class Watch:
     """Samples, while a run lasts, the memory of its processes and the load.
 
-    `peak_memory_bytes` is the largest resident set of one process that began below this
-    one meanwhile (a child that has not begun its own program yet still has this one's
-    memory, and does not count); `load_average` the one-minute load at the start, its
-    mean and its most.
+    Its processes are the child of this one that has `word` in its command line, and all
+    below that. `peak_memory_bytes` is the largest resident set of one of them;
+    `load_average` the one-minute load at the start, its mean and its most.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, word: str) -> None:
         self.peak_memory_bytes = 0
-        self._before = set(psutil.Process().children(recursive=True))
+        self._word = word
         self._loads = [psutil.getloadavg()[0]]
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
 
     def _sample(self) -> None:
-        this = psutil.Process()
         while not self._done.wait(_SAMPLE_S):
             self._loads.append(psutil.getloadavg()[0])
-            for child in set(this.children(recursive=True)) - self._before:
-                if _command(child) != _command(this):
-                    peak_bytes = largest_resident_bytes(child)
-                    self.peak_memory_bytes = max(self.peak_memory_bytes, peak_bytes)
+            for child in psutil.Process().children():
+                with suppress(psutil.Error):  # it has ended meanwhile
+                    if self._word in child.cmdline():
+                        each = map(
+                            largest_resident_bytes, [child, *child.children(True)]
+                        )
+                        self.peak_memory_bytes = max(self.peak_memory_bytes, *each)
 
     @property
     def load_average(self) -> dict[str, float]:

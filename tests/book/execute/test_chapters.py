@@ -1,3 +1,5 @@
+import itertools
+
 import nbformat
 import pytest
 
@@ -165,6 +167,49 @@ def test_a_failure_keeps_earlier_results_and_says_where(checkout):
 def test_a_folder_may_have_braces(checkout):
     run(select(["1"]), "smoke", {}, checkout / "a{b}{seeds}{1}", quiet)
     assert (checkout / "a{b}{seeds}{1}" / "01_first.ipynb").is_file()
+
+
+def test_chapters_run_at_the_same_time(checkout):
+    meet = (
+        "import pathlib, time\npathlib.Path({!r}).touch()\nother = pathlib.Path({!r})"
+    )
+    wait = "\nwhile not other.exists(): time.sleep(0.05)"
+    here = [str(checkout / name) for name in "ab"]
+    edit(checkout / "notebooks" / "01_first.ipynb", meet.format(*here) + wait)
+    edit(checkout / "notebooks" / "02_second.ipynb", meet.format(*here[::-1]) + wait)
+    done = run(select([]), "smoke", {}, checkout / "out", quiet)
+    assert [(r.number, executed) for r, executed in done] == [(1, True), (2, True)]
+
+
+def test_no_cell_runs_beside_one_that_measures(checkout):
+    path = checkout / "times"
+    timed = (
+        "import time\nstart = time.monotonic(); time.sleep({})\n"
+        f"print('{{}}', start, time.monotonic(), file=open({str(path)!r}, 'a'))"
+    )
+    names = ("01_first", "02_second")
+    for name in names:
+        cells = [timed.format(0.5, "alone"), *5 * [timed.format(0.1, "beside")]]
+        edit(checkout / "notebooks" / f"{name}.ipynb", *cells, tags=["alone"])
+    run(select([]), "smoke", {}, checkout / "out", quiet)
+    rows = [line.split() for line in path.read_text().splitlines()]
+    spans = sorted((float(start), float(end), kind) for kind, start, end in rows)
+    assert [kind for *_, kind in spans].count("alone") == len(names)
+    for (_, end, kind), (start, _, after) in itertools.pairwise(spans):
+        assert end <= start or kind == after == "beside"
+
+
+def test_after_a_failure_no_chapter_begins(checkout):
+    edit(checkout / "notebooks" / "01_first.ipynb", "1 / 0" + 5_000 * " ")  # the larger
+    with pytest.raises(InvalidInput, match="01_first failed in cell 0"):
+        run(select([]), "smoke", {}, checkout / "out", quiet, workers=1)
+    assert not list((checkout / "out").glob("02_*.ipynb"))
+
+
+@pytest.mark.parametrize("workers", [0, -1])
+def test_a_number_of_chapters_at_the_same_time_is_refused(checkout, workers):
+    with pytest.raises(InvalidInput, match=f"workers={workers}.*at least 1"):
+        run(select([]), "smoke", {}, checkout / "out", quiet, workers=workers)
 
 
 DIES = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"

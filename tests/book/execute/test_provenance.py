@@ -2,11 +2,11 @@
 
 import subprocess
 import sys
-import time
 
 from thesis_book.execute import provenance
 
-HELD = f"import sys, time; x = bytearray({300 * 2**20}); print(flush=True); "
+HELD_BYTES = 300 * 2**20
+HELD = f"import time; held = bytearray({HELD_BYTES});"
 
 
 def test_identity_is_stable_and_complete():
@@ -52,23 +52,13 @@ def test_rates_are_measured_or_say_why_not(tmp_path):
     assert provenance.matmul_flops_per_s(size=64) > 0
 
 
-def test_watch_counts_only_programs_that_began_meanwhile():
-    run = [sys.executable, "-c"]
-    earlier = subprocess.Popen(
-        [*run, f"{HELD} time.sleep(9)"], stdout=subprocess.PIPE, text=True
-    )
-    assert earlier.stdout is not None
-    own = bytearray(300 * 2**20)  # which a child has until its program begins
-    with earlier, earlier.stdout as said:
-        said.readline()
-        with provenance.Watch() as watch:
-            subprocess.run(["true"], preexec_fn=lambda: time.sleep(1), check=True)
-            subprocess.run([*run, "import time; time.sleep(1)"], check=True)
-        earlier.kill()
-    assert 0 < watch.peak_memory_bytes < len(own)
-    with provenance.Watch() as watch:
-        subprocess.run([*run, f"{HELD} time.sleep(1)"], check=True)
-    assert len(own) < watch.peak_memory_bytes < 1.3 * len(own)
+def test_watch_counts_the_program_with_its_word_and_those_below_it():
+    holder = [sys.executable, "-c", f"{HELD} time.sleep(1)"]
+    above = [sys.executable, "-c", f"import subprocess; subprocess.run({holder})"]
+    with provenance.Watch("--of=a") as other, provenance.Watch("--of=b") as watch:
+        subprocess.run([*above, "--of=b"], check=True)
+    assert other.peak_memory_bytes == 0
+    assert HELD_BYTES < watch.peak_memory_bytes < 1.3 * HELD_BYTES
     assert 0 <= watch.load_average["mean"] <= watch.load_average["most"]
 
 
