@@ -152,47 +152,10 @@ def lock_table(
     return ask, free
 
 
-def lean(
-    locks: Locks, arrival_s: list[float], service_s: list[float], cores: int
-) -> Times:
-    """The same with as few processes as we can: a plain lock table.
-
-    Whoever is granted its last lock begins as a process, which SimPy starts before
-    any other event, and so queues for a worker in the order of the grants.
-    """
-    env = simpy.Environment()
-    workers = simpy.Resource(env, cores)
-    times = {name: [0.0] * len(locks) for name in TIMES}
-    granted_s, start_s, finish_s = (times[name] for name in TIMES)
-
-    def begin(i: int) -> None:
-        granted_s[i] = env.now
-        env.process(execute(i))
-
-    ask, free = lock_table(locks, begin)
-
-    def execute(i: int) -> Steps:
-        with workers.request() as worker:
-            yield worker
-            start_s[i] = env.now
-            yield env.timeout(service_s[i])
-            finish_s[i] = env.now
-            free(i)
-
-    def sequencer() -> Steps:
-        for i, event in enumerate(dispatches(env, arrival_s)):
-            yield event
-            ask(i)
-
-    env.process(sequencer())
-    env.run()
-    return times
-
-
 def called_back(
     locks: Locks, arrival_s: list[float], service_s: list[float], cores: int
 ) -> Times:
-    """That without a process or a resource: the callbacks of two events each do it all.
+    """The same without a process or a resource: callbacks of two events each do it all.
 
     SimPy keeps the time alone. A commit frees its locks before its worker.
     """
@@ -238,7 +201,7 @@ def called_back(
     return times
 
 
-PEERS = {"as_written": as_written, "lean": lean, "called_back": called_back}
+PEERS = {"as_written": as_written, "called_back": called_back}
 
 
 def rounded(trace: Trace, step_s: float) -> Trace:

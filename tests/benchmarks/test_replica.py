@@ -1,43 +1,21 @@
 from dataclasses import replace
 
 import numpy as np
+from key_sets import conflict, no_keys, random_key_sets, requests
 from replica import commit_order, final_state, state_digest
 
-from thesis_lib.sequencer.core.trace import KeySets, Trace
+from thesis_lib.sequencer.core.trace import Trace
 from thesis_lib.sequencer.simulator.simulator import replay
 from thesis_lib.sequencer.workload.arrivals import at_rate
 from thesis_lib.sequencer.workload.scenarios import scenario
-
-
-def random_key_sets(seed, n=40, n_keys=6):
-    random = np.random.default_rng(seed)
-    shared, exclusive = [], []
-    for _ in range(n):
-        touched = random.permutation(n_keys)[: random.integers(0, 4)].tolist()
-        cut = random.integers(0, len(touched) + 1)
-        shared.append(touched[:cut])
-        exclusive.append(touched[cut:])
-    return KeySets.from_lists(shared, exclusive)
-
-
-def modes(keys, i):
-    rows = slice(keys.offsets[i], keys.offsets[i + 1])
-    return dict(
-        zip(keys.keys[rows].tolist(), keys.exclusive[rows].tolist(), strict=True)
-    )
-
-
-def conflict(keys, i, j):
-    a, b = modes(keys, i), modes(keys, j)
-    return any(a[k] or b[k] for k in a.keys() & b.keys())
 
 
 def plain_state(keys, order):
     """The same database in plain Python: a key holds (writer, all that it had read)."""
     state = {}
     for i in order:
-        read = tuple(state.get(k) for k in modes(keys, i))
-        for k, alone in modes(keys, i).items():
+        read = tuple(state.get(k) for k in requests(keys, i))
+        for k, alone in requests(keys, i).items():
             if alone:
                 state[k] = (int(i), read)
     return state
@@ -49,7 +27,8 @@ def equal(keys, one, other):
 
 def test_states_are_equal_where_those_of_a_plain_model_are():
     for seed in range(30):
-        keys, random = random_key_sets(seed, n=12), np.random.default_rng(seed)
+        random = np.random.default_rng(seed)
+        keys = random_key_sets(random, 12, n_keys=6)
         order = random.permutation(12)
         for at in range(11):
             swapped = order.copy()
@@ -96,8 +75,8 @@ def test_a_run_that_swaps_two_conflicting_commits_is_seen():
 
 
 def test_commits_of_one_time_go_by_start_and_then_by_log():
-    none = KeySets.from_lists([[]] * 3, [[]] * 3)
-    trace = Trace.of_jobs(np.array([0.0, 1.0, 2.0]), np.array([5.0, 1.0, 1.0]), none)
+    arrival_s, service_s = np.array([0.0, 1.0, 2.0]), np.array([5.0, 1.0, 1.0])
+    trace = Trace.of_jobs(arrival_s, service_s, no_keys(3))
     history = run(trace, 2, np.array([1, 0, 2]))
     np.testing.assert_array_equal(commit_order(history), [1, 2, 0])
     history = replace(history, finish_s=np.ones(3), start_s=np.array([0.0, 0.0, -1.0]))

@@ -18,13 +18,13 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import yaml
@@ -71,8 +71,6 @@ KEPT = {"nbval-check-output", "keep_output"}  # tags of cells whose outputs are 
 ALONE = "alone"  # tag of cells beside which no other cell runs
 
 Progress = Callable[[str, int, int], None]  # chapter, cells done, cells in all
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,15 +290,11 @@ def content_key(chapter: Chapter, values: Mapping[str, Any]) -> str:
     return content_keys(chapter, [values])[0]
 
 
-SAVE_EVERY_S = 10.0  # each time papermill writes the whole notebook, at every cell
-
-
 @functools.cache
 def _reporting_engine() -> str:
     """Return the name of papermill's own engine, telling after each cell how far it is.
 
-    Cells wait for `turns`, a lock of all chapters that run at the same time. The engine
-    saves seldom; papermill itself writes the notebook that ends or fails.
+    Cells wait for `turns`, a lock of all chapters that run at the same time.
     """
     from papermill.engines import NBClientEngine, papermill_engines
 
@@ -310,27 +304,19 @@ def _reporting_engine() -> str:
             cls, nb_man: Any, kernel_name: str, *args: Any, **options: Any
         ) -> Any:
             on_cell, turns = options.pop("on_cell"), options.pop("turns")
-            complete, total = nb_man.cell_complete, len(nb_man.nb.cells)
-            start, save, saved_s = nb_man.cell_start, nb_man.save, time.monotonic()
+            start, complete = nb_man.cell_start, nb_man.cell_complete
 
-            def save_seldom(**rest: Any) -> None:
-                nonlocal saved_s
-                if time.monotonic() - saved_s > SAVE_EVERY_S:
-                    save(**rest)
-                    saved_s = time.monotonic()
-
-            def take_turn(cell: Any, cell_index: int | None = None) -> None:
+            def take_turn(cell: Any, cell_index: int) -> None:
                 alone = ALONE in cell.metadata.get("tags", [])
                 (turns.acquire_write if alone else turns.acquire_read)()
-                start(cell, cell_index=cell_index)
+                start(cell, cell_index)
 
-            def report(cell: Any, cell_index: int | None = None, **rest: Any) -> None:
-                complete(cell, cell_index=cell_index, **rest)
+            def report(cell: Any, cell_index: int) -> None:
+                complete(cell, cell_index=cell_index)
                 turns.release()
-                on_cell((cell_index or 0) + 1, total)
+                on_cell(cell_index + 1, len(nb_man.nb.cells))
 
-            nb_man.save, nb_man.cell_start = save_seldom, take_turn
-            nb_man.cell_complete = report
+            nb_man.cell_start, nb_man.cell_complete = take_turn, report
             return super().execute_managed_notebook(
                 nb_man, kernel_name, *args, **options
             )
@@ -382,8 +368,8 @@ def _execute(
             engine_name=_reporting_engine(),
             kernel_name="python3",
             progress_bar=False,
-            # The working directory of the kernel; papermill's `cwd` is that of all
-            # threads.
+            request_save_on_cell_execute=False,  # only one that ends or fails is kept
+            # The folder of the kernel; papermill's `cwd` would be that of all threads.
             resources={"metadata": {"path": str(chapter.path.parent)}},
             # No note on the local transport, on the interrupt before the end, or on a
             # request that comes while the kernel leaves.
@@ -598,41 +584,22 @@ def run(
             record = known or _run_one(chapter, values, profile, output, progress)
         return record, known is None
 
-    with storage(output):
+    # The longest first, so that none runs alone at the end.
+    ordered = sorted(chosen, key=lambda each: -each.path.stat().st_size)
+    with storage(output), ThreadPoolExecutor(workers) as pool:
         output.mkdir(parents=True, exist_ok=True)
-        # The longest first, so that none runs alone at the end.
-        ordered = sorted(chosen, key=lambda each: -each.path.stat().st_size)
-        done = dict(zip(ordered, _at_once(one, ordered, workers), strict=True))
-    return [done[chapter] for chapter in chosen]
-
-
-def _at_once(work: Callable[[T], R], items: Iterable[T], workers: int) -> list[R]:
-    """What `work` returns for each item, of which `workers` are done at a time.
-
-    When one fails, those that have begun are finished and no other begins. An
-    interrupt kills the processes that they started.
-    """
-    failed: list[BaseException] = []
-
-    def attempt(item: T) -> R | None:
+        begun = {chapter: pool.submit(one, chapter) for chapter in ordered}
         try:
-            return None if failed else work(item)
-        except BaseException as error:
-            failed.append(error)
-            return None
-
-    with ThreadPoolExecutor(workers) as pool:
-        begun = [pool.submit(attempt, item) for item in items]
-        try:
-            wait(begun)
-        except KeyboardInterrupt as interrupt:  # which kernels do not hear
-            failed.insert(0, interrupt)
-            while wait(begun, timeout=0.1).not_done:
+            wait(begun.values(), return_when=FIRST_EXCEPTION)
+        except KeyboardInterrupt:  # which kernels do not hear
+            pool.shutdown(wait=False, cancel_futures=True)
+            while wait(begun.values(), timeout=0.1).not_done:
                 for child in psutil.Process().children():
                     child.kill()
-    if failed:
-        raise failed[0]
-    return cast("list[R]", [each.result() for each in begun])
+            raise
+        pool.shutdown(cancel_futures=True)
+        ended = {chapter: each.result() for chapter, each in begun.items()}
+    return [ended[chapter] for chapter in chosen]
 
 
 def strip(notebook: "NotebookNode") -> "NotebookNode":

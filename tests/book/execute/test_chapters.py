@@ -199,13 +199,6 @@ def test_no_cell_runs_beside_one_that_measures(checkout):
         assert end <= start or kind == after == "beside"
 
 
-def test_after_a_failure_no_chapter_begins(checkout):
-    edit(checkout / "notebooks" / "01_first.ipynb", "1 / 0" + 5_000 * " ")  # the larger
-    with pytest.raises(InvalidInput, match="01_first failed in cell 0"):
-        run(select([]), "smoke", {}, checkout / "out", quiet, workers=1)
-    assert not list((checkout / "out").glob("02_*.ipynb"))
-
-
 @pytest.mark.parametrize("workers", [0, -1])
 def test_a_number_of_chapters_at_the_same_time_is_refused(checkout, workers):
     with pytest.raises(InvalidInput, match=f"workers={workers}.*at least 1"):

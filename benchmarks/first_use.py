@@ -1,0 +1,65 @@
+"""Seconds that a command takes on empty caches, and once more.
+
+    python benchmarks/first_use.py [ROUNDS]
+
+Each runs in a process of its own, first with an empty folder for its caches, then with
+what it left there. `cpu_s` counts the processes that it starts too.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import product
+from pathlib import Path
+
+from record import Point, Record, benchmark, checkout, show, tell, turns
+
+EXAMPLE = "first example of the README"
+COMMANDS = [
+    EXAMPLE,
+    "thesis plan llama-65b --device-memory 8GiB --weights nf4",
+    "thesis simulate --policy fifo",
+    "thesis simulate --policy bid-price",
+    "thesis generate smollm2 --device-memory 96MiB --max-new-tokens 1 --prompt Once",
+]
+
+
+def words(command: str) -> list[str]:
+    """What is run: a command in the words of a shell, or the code of the README."""
+    if command == EXAMPLE:
+        blocks = re.findall(
+            "```python\n(.*?)```", (checkout() / "README.md").read_text(), re.S
+        )
+        return [sys.executable, "-c", blocks[0]]
+    return [str(Path(sys.executable).with_name("thesis")), *command.split()[1:]]
+
+
+def seconds(command: str, cache: str) -> Point:
+    """Wall and processor seconds of a command whose caches are in `cache`."""
+    caches = {"NUMBA_CACHE_DIR": f"{cache}/numba", "THESIS_CACHE": cache}
+    before, begun = os.times(), time.perf_counter()
+    subprocess.run(
+        words(command), env=os.environ | caches, check=True, stdout=subprocess.DEVNULL
+    )
+    wall_s, after = time.perf_counter() - begun, os.times()
+    return {"wall_s": wall_s, "cpu_s": sum(after[2:4]) - sum(before[2:4])}
+
+
+@benchmark
+def measure(out: Path, rounds: int = 3) -> None:
+    record, runs = Record(out), {}
+    for number, command in turns(COMMANDS, rounds):
+        tell(f"round {number + 1} of {rounds}: {command}")
+        with tempfile.TemporaryDirectory() as cache:
+            for use in ("first", "again"):
+                runs.setdefault((command, use), []).append(seconds(command, cache))
+    for command in COMMANDS:
+        samples = {
+            f"{use}_{clock}": [round(run[clock], 2) for run in runs[command, use]]
+            for use, clock in product(("first", "again"), ("wall_s", "cpu_s"))
+        }
+        record.add({"command": command, **samples})
+    show(record.points, "commit")
