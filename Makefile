@@ -44,17 +44,20 @@ full: $(READY) ## the published evaluation: the book, then the grids of chapters
 	$(BIN)/thesis sweep 4 data/grids/04_evaluation.yml
 	$(BIN)/thesis sweep 6 data/grids/06_evaluation.yml --workers 1
 
-# A stage of `make test`, and how long it took.
-stage = @began=$$(date +%s); $(MAKE) --no-print-directory $(1) && \
-  echo "$(1): $$(($$(date +%s) - began)) s"
+# A stage of `make test`: its name and time go to the line that is printed at the end.
+TIMES := build/stages
+stage = @began=$$(date +%s); $(MAKE) --no-print-directory $(1) || exit; \
+  mkdir -p build; echo "$(1) $$(($$(date +%s) - began)) s" | tee -a $(TIMES)
 FAST := $(if $(SLOW),, and not slow)
 WORKERS := -n logical --maxprocesses 4
 
 test: $(READY) ## in minutes: lint, types, fast tests, nbval, the strict book, a browser
+	@rm -f $(TIMES)
 	$(call stage,lint)
 	$(call stage,unit)
 	$(call stage,nbval)
 	$(call stage,pages)
+	@paste -s -d ';' $(TIMES) | sed 's/;/ · /g'
 
 check: ## everything that is promised, slow tests, a sweep and all browser tests included
 	$(MAKE) test SLOW=yes

@@ -7,7 +7,7 @@ what it left there. `cpu_s` counts the processes that it starts too.
 """
 
 import os
-import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -20,9 +20,10 @@ from record import Point, Record, benchmark, checkout, show, tell, turns
 EXAMPLE = "first example of the README"
 COMMANDS = [
     EXAMPLE,
+    'python -c "from transformers import LlamaForCausalLM"',
     "thesis plan llama-65b --device-memory 8GiB --weights nf4",
-    "thesis simulate --policy fifo",
-    "thesis simulate --policy bid-price",
+    "thesis simulate --scenario A --load 1.1 --policy fifo",
+    "thesis simulate --scenario A --load 1.1 --policy bid-price",
     "thesis generate smollm2 --device-memory 96MiB --max-new-tokens 1 --prompt Once",
 ]
 
@@ -30,11 +31,10 @@ COMMANDS = [
 def words(command: str) -> list[str]:
     """What is run: a command in the words of a shell, or the code of the README."""
     if command == EXAMPLE:
-        blocks = re.findall(
-            "```python\n(.*?)```", (checkout() / "README.md").read_text(), re.S
-        )
-        return [sys.executable, "-c", blocks[0]]
-    return [str(Path(sys.executable).with_name("thesis")), *command.split()[1:]]
+        text = (checkout() / "README.md").read_text()
+        return [sys.executable, "-c", text.split("```python")[1].split("```")[0]]
+    program, *rest = shlex.split(command)
+    return [str(Path(sys.executable).with_name(program)), *rest]
 
 
 def seconds(command: str, cache: str) -> Point:

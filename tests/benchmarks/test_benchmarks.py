@@ -150,6 +150,7 @@ PART_ONE = {
     ),
     "beside": (["1"], {"WAYS": {"sleeping": "0"}, "BESIDE": (0, 1)}),
     "certificate": (["--logical", "1", "--physical", "1"], {}),
+    "first_use": (["1"], {"COMMANDS": ["thesis plan llama-65b --device-memory 8GiB"]}),
 }  # fmt: skip
 PART_TWO = {
     "lowrank": (

@@ -8,6 +8,7 @@ is one table with a row for each claim, profile and run.
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -240,6 +241,16 @@ def _profiles(chapter: int, runs: Iterable[Run]) -> list[str]:
     return known + sorted(profiles.difference(known))
 
 
+def elapsed_s(records: Iterable[Record]) -> float:
+    """Seconds during which at least one of the chapters ran."""
+    total_s, until_s = 0.0, 0.0
+    for started, seconds in sorted((r.started, r.seconds) for r in records):
+        start_s = datetime.fromisoformat(started).timestamp()
+        total_s += max(0.0, start_s + seconds - max(start_s, until_s))
+        until_s = max(until_s, start_s + seconds)
+    return total_s
+
+
 def describe_machine(run: Run, reference: Run | None = None) -> dict[str, Any]:
     """Describe what a run was made on and with, compared with its reference, or itself.
 
@@ -250,7 +261,7 @@ def describe_machine(run: Run, reference: Run | None = None) -> dict[str, Any]:
     records, reference = run.records, reference or run
     pairs = [(r, reference.record(r.number, r.profile)) for r in records]
     timed = [(r, o) for r, o in pairs if o and not other_parameters(r, o)]
-    mine_s, theirs_s = (sum(pair[side].seconds for pair in timed) for side in (0, 1))
+    mine_s, theirs_s = (elapsed_s(pair[side] for pair in timed) for side in (0, 1))
     watched = [r for r in records if {"mean", "most"} <= r.load_average.keys()]
     load_s = sum(r.load_average["mean"] * r.seconds for r in watched)
     total_s = sum(r.seconds for r in watched)
@@ -270,7 +281,7 @@ def describe_machine(run: Run, reference: Run | None = None) -> dict[str, Any]:
         "started": min(r.started for r in records),
         "chapters": len(records),
         "of_reference": sum(record == other for record, other in pairs),
-        "seconds": sum(r.seconds for r in records),
+        "seconds": elapsed_s(records),
         "ratio": mine_s / theirs_s if has_ratio else None,
     }
 

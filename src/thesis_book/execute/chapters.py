@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import yaml
-from filelock import FileLock, ReadWriteLock, Timeout
+from filelock import FileLock, Timeout
 
 from thesis_book.execute.claims import FILE as CLAIMS_FILE
 from thesis_book.execute.claims import claim_hash
@@ -290,11 +290,37 @@ def content_key(chapter: Chapter, values: Mapping[str, Any]) -> str:
     return content_keys(chapter, [values])[0]
 
 
+class _Turns:
+    """What several threads do at the same time, or one alone, who goes first."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._at_work, self._waiting = 0, 0  # -1: one alone; waiting to be alone
+
+    def begin(self, alone: bool) -> None:
+        with self._changed:
+            self._waiting += alone
+            self._changed.wait_for(
+                lambda: self._at_work == 0 if alone
+                else self._at_work >= 0 and not self._waiting
+            )  # fmt: skip
+            self._waiting -= alone
+            self._at_work = -1 if alone else self._at_work + 1
+
+    def end(self) -> None:
+        with self._changed:
+            self._at_work = max(0, self._at_work - 1)
+            self._changed.notify_all()
+
+
+_TURNS = _Turns()
+
+
 @functools.cache
 def _reporting_engine() -> str:
-    """Return the name of papermill's own engine, telling after each cell how far it is.
+    """Return the name of papermill's own engine, whose cells take turns.
 
-    Cells wait for `turns`, a lock of all chapters that run at the same time.
+    It tells after each cell how far it is.
     """
     from papermill.engines import NBClientEngine, papermill_engines
 
@@ -303,17 +329,16 @@ def _reporting_engine() -> str:
         def execute_managed_notebook(
             cls, nb_man: Any, kernel_name: str, *args: Any, **options: Any
         ) -> Any:
-            on_cell, turns = options.pop("on_cell"), options.pop("turns")
+            on_cell = options.pop("on_cell")
             start, complete = nb_man.cell_start, nb_man.cell_complete
 
             def take_turn(cell: Any, cell_index: int) -> None:
-                alone = ALONE in cell.metadata.get("tags", [])
-                (turns.acquire_write if alone else turns.acquire_read)()
+                _TURNS.begin(ALONE in cell.metadata.get("tags", []))
                 start(cell, cell_index)
 
             def report(cell: Any, cell_index: int) -> None:
                 complete(cell, cell_index=cell_index)
-                turns.release()
+                _TURNS.end()
                 on_cell(cell_index + 1, len(nb_man.nb.cells))
 
             nb_man.cell_start, nb_man.cell_complete = take_turn, report
@@ -359,7 +384,6 @@ def _execute(
     source, target = (
         str(each).replace("{", "{{").replace("}", "}}") for each in (chapter.path, path)
     )
-    turns = ReadWriteLock(path.with_name(".turns.lock"), is_singleton=False)
     try:
         papermill.execute_notebook(
             source,
@@ -380,7 +404,6 @@ def _execute(
                 ".getLogger('tornado.general').setLevel('CRITICAL')",
             ],
             on_cell=lambda done, total: progress(chapter.name, done, total),
-            turns=turns,
         )
     except PapermillExecutionError as error:
         raise ChapterFailed(chapter, path, error) from error
@@ -390,9 +413,6 @@ def _execute(
             "earlier results are as they were: free memory, and run it again"
         ) from error
     return nbformat.read(path, as_version=4)
-
-
-_DESCRIBING = threading.Lock()
 
 
 def produce(
@@ -408,8 +428,11 @@ def produce(
     """
     checkout = repository()
     wanted, (head, clean) = content_key(chapter, values), commit(checkout)
-    with _DESCRIBING:  # the first chapter measures the machine, before any runs
+    _TURNS.begin(alone=not describe.cache_info().currsize)  # it measures once
+    try:
         host = describe(cache_folder())
+    finally:
+        _TURNS.end()
     started, clock = datetime.now(UTC), time.perf_counter()
     with Watch(_word(chapter)) as watch:
         notebook = _execute(chapter, values, path, progress)

@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import yaml
@@ -60,6 +61,7 @@ from thesis_book.execute.records import Record
 from thesis_book.render.notebooks import clean_notebook
 from thesis_book.render.offers import number_references, offer_pdf
 from thesis_book.render.staging import Published, stage_notebook, write_figure
+from thesis_book.tables.measurements import origin
 from thesis_book.widgets.widget import PARTS, widget
 from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.common.files import content_hash, file_hash, read_record
@@ -229,6 +231,25 @@ def _large_runs() -> list[str]:
     return lines
 
 
+def _first_use() -> list[str]:
+    """Seconds of the commands of `benchmarks/first_use.py`, as MyST Markdown."""
+    record = read_record("first_use")
+    if record is None:
+        return ["The first use has not been recorded yet."]
+    columns = ["first_wall_s", "first_cpu_s", "again_wall_s"]
+    rows = [
+        [
+            re.sub("^(thesis|python) .*", r"`\g<0>`", point["command"]),
+            *(f"{median(point[column]):.1f}" for column in columns),
+        ]
+        for point in record["points"]
+    ]
+    head = ["", "first (s)", "of processors (s)", "again (s)"]
+    rounds = len(record["points"][0]["first_wall_s"])
+    where = f"Medians of {rounds} runs on {origin(record)}."
+    return [*markdown_table(head, rows), "", where]
+
+
 def _played(source: Path) -> set[str]:
     """The interactive parts that the staged pages embed."""
     pages = (*source.glob("book/*.md"), *source.glob("notebooks/*.ipynb"))
@@ -358,6 +379,7 @@ def stage(executed: Path, source: Path) -> str:
             for line in _parameter_lines(chapter, published.records[chapter.name])
         ],
         "parameters_large": _large_runs(),
+        "first_use": _first_use(),
         **{f"play_{name}": [widget(name)] for name in _played(source)},
     }
     for name, lines in generated.items():

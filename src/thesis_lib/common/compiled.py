@@ -18,6 +18,7 @@ _ROOT = Path(__file__).parents[2]
 _IMPORTED = re.compile(
     r"^ *(?:from|import) +(thesis_(?:lib|serve|book)[\w.]*)", re.MULTILINE
 )
+_UNUSED: dict[str, Any] = {"no_cfunc_wrapper": True}  # C never calls: compile less
 
 
 def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
@@ -28,7 +29,7 @@ def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     """
 
     def compile_cached(function: Callable[..., Any]) -> Any:
-        compiled: Any = numba.njit(**options)(function)
+        compiled: Any = numba.njit(**options, **_UNUSED)(function)
         index = compiled._cache._cache_file
         sources = source_hash(Path(function.__code__.co_filename))
         index._source_stamp = index._source_stamp, sources

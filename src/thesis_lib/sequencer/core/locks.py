@@ -23,9 +23,7 @@ EXCLUSIVE = -1  # in `holders`: one exclusive holder
 # that; a function that makes arrays says that it is `allocating`.
 borrowing = njit(cache=True, _nrt=False)
 allocating = njit(cache=True, _nrt=True)
-_unwrapped = njit(
-    cache=True, _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True
-)
+_unwrapped = njit(cache=True, _nrt=False, no_cpython_wrapper=True)
 
 
 class _Inner(Dispatcher):
