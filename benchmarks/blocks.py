@@ -38,15 +38,6 @@ MIX = {  # of Q4_K_M; in every second layer the last two are Q4_K as well
 SCALE = 2e-4  # of a block, so that logits stay finite
 
 
-def types_of(layers: int) -> list[dict[str, str]]:
-    """Types by layer and name."""
-    few = dict.fromkeys(MIX, Type.Q4_K)
-    return [
-        {name: kind.name for name, kind in (few if layer % 2 else MIX).items()}
-        for layer in range(layers)
-    ]
-
-
 def random_blocks(kind: Type, m: int, n: int, seed: int) -> Tensor:
     """Rows of blocks, bytes (m, b), of random codes and one scale."""
     block, size = gguf.GGML_QUANT_SIZES[kind]
@@ -67,19 +58,18 @@ def from_file(home: Path) -> dict[str, Path]:
 
 def at_random(home: Path, layers: int) -> dict[str, Path]:
     """Random weights in bfloat16, and random blocks in their place."""
-    folders, types = (
-        {"bf16": home / "dense", "blocks": home / "blocks"},
-        types_of(layers),
-    )
+    folders = {"bf16": home / "dense", "blocks": home / "blocks"}
+    mixes = [dict.fromkeys(MIX, Type.Q4_K) if i % 2 else MIX for i in range(layers)]
     synthesise(GEOMETRY, folders["bf16"], layers=layers)
 
     def encode(layer: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         def blocks(name: str, weight: Tensor) -> dict[str, Tensor]:
-            kind = Type[types[layer][name]]
+            kind = mixes[layer][name]
             return {"blocks": random_blocks(kind, *weight.shape, seed=layer)}
 
         return stored_tensors(layer, tensors, blocks)
 
+    types = [{name: kind.name for name, kind in mix.items()} for mix in mixes]
     weights = Blocks(types=types)
     convert(folders["bf16"], folders["blocks"], weights, encode=encode)
     return folders

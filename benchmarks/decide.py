@@ -28,14 +28,7 @@ from typing import Any
 
 import numpy as np
 from numba import njit
-from record import (
-    Record,
-    benchmark,
-    both_clocks,
-    medians,
-    own_core,
-    show,
-)
+from record import Record, benchmark, both_clocks, medians, own_core, show
 
 from thesis_lib.sequencer.core.events import (
     NOW,

@@ -53,11 +53,6 @@ U8 = lossless.U8
 Codec = tuple[Callable[[U8], Any], Callable[[Any, U8], None]]
 
 
-def exponent_code() -> Codec:
-    """The patched code of this project."""
-    return lossless._encode_chunk, lossless._decode_chunk
-
-
 def shuffled(codec: str, level: int) -> Codec:
     """blosc2: bytes of the same weight of all numbers side by side, then a codec."""
     import blosc2  # pyright: ignore[reportMissingImports]
@@ -131,7 +126,8 @@ def zipped() -> Codec:
 
 
 CODECS: dict[str, Callable[[], Codec]] = {  # imported when they are asked for
-    "exponent code": exponent_code,
+    # The patched code of this project.
+    "exponent code": lambda: (lossless._encode_chunk, lossless._decode_chunk),
     "blosc2 zstd 1": partial(shuffled, "ZSTD", 1),
     "blosc2 zstd 3": partial(shuffled, "ZSTD", 3),
     "blosc2 lz4 1": partial(shuffled, "LZ4", 1),

@@ -109,13 +109,17 @@ def as_written(
     return times
 
 
-def lock_table(
-    locks: Locks, granted: Callable[[int], None]
-) -> tuple[Callable[[int], None], Callable[[int], None]]:
-    """Locks without an event: how one asks for those of a transaction and frees them.
+def called_back(
+    locks: Locks, arrival_s: list[float], service_s: list[float], cores: int
+) -> Times:
+    """The same without a process or a resource: callbacks of two events each do it all.
 
-    `granted` is called with whoever has its last lock.
+    SimPy keeps the time alone. A commit frees its locks before its worker.
     """
+    env = simpy.Environment()
+    times = {name: [0.0] * len(locks) for name in TIMES}
+    granted_s, start_s, finish_s = (times[name] for name in TIMES)
+    ready, idle = deque[int](), cores
     n_keys = 1 + max(key for row in locks for key, _ in row)
     waiting: list[deque[tuple[int, bool]]] = [deque() for _ in range(n_keys)]
     shared, alone = [0] * n_keys, [False] * n_keys
@@ -134,7 +138,8 @@ def lock_table(
                 shared[key] += 1
             missing[i] -= 1
             if not missing[i]:
-                granted(i)
+                granted_s[i] = env.now
+                ready.append(i)
 
     def ask(i: int) -> None:
         for key, exclusive in locks[i]:
@@ -148,27 +153,6 @@ def lock_table(
             else:
                 shared[key] -= 1
             grant(key)
-
-    return ask, free
-
-
-def called_back(
-    locks: Locks, arrival_s: list[float], service_s: list[float], cores: int
-) -> Times:
-    """The same without a process or a resource: callbacks of two events each do it all.
-
-    SimPy keeps the time alone. A commit frees its locks before its worker.
-    """
-    env = simpy.Environment()
-    times = {name: [0.0] * len(locks) for name in TIMES}
-    granted_s, start_s, finish_s = (times[name] for name in TIMES)
-    ready, idle = deque[int](), cores
-
-    def queue(i: int) -> None:
-        granted_s[i] = env.now
-        ready.append(i)
-
-    ask, free = lock_table(locks, queue)
 
     def start() -> None:
         nonlocal idle

@@ -6,7 +6,6 @@ import shutil
 import benchmark
 import pytest
 import tiny
-from tiny import give_tokenizer
 
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.common.files import data_folder
@@ -25,7 +24,7 @@ def script():
 def sweep(script, tmp_path):
     """A tiny model, 100 tokens of two texts, and three thirds of a short one."""
     tiny.write(tmp_path / "dense")
-    tokenizer = give_tokenizer(tmp_path / "dense")
+    tokenizer = tiny.give_tokenizer(tmp_path / "dense")
     folder = data_folder() / "text"
     texts = {n: read_tokens(tokenizer, folder / f"{n}.txt", 101) for n in TEXTS}
     text = tmp_path / "text.txt"

@@ -5,10 +5,9 @@ import json
 import benchmark
 import numpy as np
 import pytest
+import tiny
 import torch
 from memory_limit import how_confined
-from safetensors.torch import load_file
-from tiny import tokens, write
 
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.common.units import MiB
@@ -104,7 +103,7 @@ def test_a_file_for_llama_cpp_holds_the_weights_of_the_checkpoint(script, tmp_pa
     """And llama.cpp, where it is installed, computes the same from it."""
     peer = benchmark.load("llama_cpp_peer")
     shape = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
-    model = write(tmp_path / "own", head_dim=16, **shape)
+    model = tiny.write(tmp_path / "own", head_dim=16, **shape)
     for name, kind in script.GGUF.items():
         path = tmp_path / f"{name}.gguf"
         peer.write_gguf(tmp_path / "own", path, kind)
@@ -117,17 +116,15 @@ def test_a_file_for_llama_cpp_holds_the_weights_of_the_checkpoint(script, tmp_pa
         assert torch.equal(weight, model.get_parameter(name)), name
     script.in_blocks(tmp_path / "own", tmp_path / "q4")  # theirs, as this work streams
     four = gguf.read_gguf(tmp_path / "llama.cpp-q4.gguf")
-    stored = {}
-    for shard in (tmp_path / "q4").glob("*.safetensors"):
-        stored |= load_file(shard)
     layered = {name for name in gguf.place(four, config) if "proj" in name}
     assert len(layered) == 7 * config.num_hidden_layers
+    stored = tiny.stored(tmp_path / "q4")
     for name in layered:
         blocks = stored[name.replace(".weight", ".blocks")]
         theirs = gguf.read_tensor(four, gguf.place(four, config)[name], name, config)
         assert torch.equal(unpack(blocks, script.GGUF["llama.cpp-q4"]), theirs), name
     pytest.importorskip("llama_cpp")
-    rows = tokens(3, 1, 12)
+    rows = tiny.tokens(3, 1, 12)
     found = peer.llama_step(file.path, 64)(rows[0].tolist())
     expected = model(rows).logits[0, -1].detach().float().numpy()
     assert np.abs(found - expected).max() < 0.02
@@ -141,7 +138,7 @@ def test_one_command_measures_resumes_and_writes_the_record(
 ):
     """Streamed and mapped files, on a model of which streamed has half in memory."""
     work, out = tmp_path / "work", tmp_path / "streaming.json"
-    write(work / "checkpoint", num_hidden_layers=6, hidden_size=768)
+    tiny.write(work / "checkpoint", num_hidden_layers=6, hidden_size=768)
     words = [
         "--systems", "streamed,mmap,mmap-sequential,mmap-ahead",
         "--cap", "900MiB", "--device-memory", "3MiB",

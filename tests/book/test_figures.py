@@ -28,11 +28,6 @@ from thesis_lib.memory.model.spec import ModelSpec
 from thesis_lib.sequencer.core.trace import KeySets, Trace
 
 
-def visits(ring, extra=0):
-    """A schedule that is limited by reading, with `extra` resident layers."""
-    return ring_schedule.ring_schedule(planned(ring, extra, 1e7, 2e7), steps=3)
-
-
 def bars(ax):
     """Left, width, row and colour of each horizontal bar."""
     return [
@@ -62,7 +57,8 @@ def theme():
 # --- Rings, steps and memory -----------------------------------------------------
 @pytest.mark.parametrize(("ring", "extra"), [(1, 0), (2, 0), (3, 0), (3, 1)])
 def test_the_ring_is_drawn_as_it_was_scheduled(ring, extra):
-    made = visits(ring, extra)
+    # Limited by reading, with `extra` resident layers.
+    made = ring_schedule.ring_schedule(planned(ring, extra, 1e7, 2e7), steps=3)
     (ax,) = figures.ring_picture(made, until_s=made[-1].ends_s + 1).figure.axes
     drawn = [
         (left, width, round(y + height / 2), colour)

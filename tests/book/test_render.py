@@ -35,7 +35,7 @@ def checkout(tmp_path, monkeypatch):
     for name in names:
         notebook = nbformat.v4.new_notebook(cells=[cell])
         nbformat.write(notebook, tmp_path / "notebooks" / f"{name}.ipynb")
-        write_result(tmp_path, notebook, record(name))
+        write_result(tmp_path, [cell], record(name))
         made = record(name, rate=1e9 if name == names[0] else None)
         made.write(tmp_path / "data/reference/smoke" / f"{name}.json")
     monkeypatch.setattr(chapters, "root", lambda: tmp_path)
@@ -43,9 +43,9 @@ def checkout(tmp_path, monkeypatch):
     return tmp_path
 
 
-def write_result(checkout, notebook, made):
+def write_result(checkout, cells, made):
     path = checkout / "executed" / f"{made.chapter}.ipynb"
-    nbformat.write(notebook, path)
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
     made = replace(made, notebook_sha256=content_hash(path))
     made.write(path.with_suffix(".json"))
 
@@ -153,7 +153,7 @@ def test_a_number_is_marked_absent_only_where_the_readers_parameters_left_it_out
     made = record("04_evaluation", here=1.0)
     made.parameters["profile"] = profile
     prose = nbformat.v4.new_markdown_cell(cited)
-    write_result(checkout, nbformat.v4.new_notebook(cells=[prose]), made)
+    write_result(checkout, [prose], made)
     page = "{glue:text}`../notebooks/04_evaluation.ipynb::gone:.1f`"
     (checkout / "book" / "page.md").write_text(page)
     absent = {"smoke": False, CUSTOM: True}[profile]
@@ -165,8 +165,7 @@ def test_a_number_is_marked_absent_only_where_the_readers_parameters_left_it_out
 
 def test_staging_the_same_results_gives_the_same_hash(checkout):
     made = captioned(glued("n", 1.0), SHOWN)  # of which three cells are staged
-    notebook = nbformat.v4.new_notebook(cells=[made])
-    write_result(checkout, notebook, record("04_evaluation", n=1.0))
+    write_result(checkout, [made], record("04_evaluation", n=1.0))
     first = stage(checkout / "executed", checkout / "source")
     assert stage(checkout / "executed", checkout / "source") == first
     (checkout / "data" / "claims.yml").write_text("claims: {}\n")
@@ -252,7 +251,7 @@ def with_times(checkout, **changes):
     cell = nbformat.v4.new_code_cell("1", outputs=[*outputs, SHOWN])
     cell.metadata["mystnb"] = {"figure": {"caption": CITED}, "image": {"alt": CITED}}
     cells = [nbformat.v4.new_markdown_cell(CITED), cell]
-    write_result(checkout, nbformat.v4.new_notebook(cells=cells), made)
+    write_result(checkout, cells, made)
     record("06_evaluation").write(checkout / "data/reference/smoke/06_evaluation.json")
     for name, start in (("page", ""), ("page_zh", "---\nlang: zh-Hant\n---\n")):
         (checkout / "book" / f"{name}.md").write_text(start + ELSEWHERE)
@@ -328,7 +327,7 @@ def test_the_alternative_text_of_a_directive_is_filled_as_well(checkout):
 def pages_of(checkout, cells):
     """The staged pages of chapter 4 made of cells, by name."""
     made = record("04_evaluation", n=1.0)
-    write_result(checkout, nbformat.v4.new_notebook(cells=cells), made)
+    write_result(checkout, cells, made)
     stage(checkout / "executed", checkout / "source")
     return {
         path.stem: nbformat.read(path, as_version=4).cells
@@ -465,8 +464,7 @@ def test_a_figure_becomes_files_under_its_name_and_stays_a_vector_in_the_chapter
     output = nbformat.v4.new_output("display_data", data=data)
     metadata = {"mystnb": {"figure": {"caption": "It.", "name": "fig-it"}}}
     cell = nbformat.v4.new_code_cell("it()", outputs=[output], metadata=metadata)
-    notebook = nbformat.v4.new_notebook(cells=[cell])
-    write_result(checkout, notebook, record("04_evaluation"))
+    write_result(checkout, [cell], record("04_evaluation"))
     stage(checkout / "executed", checkout / "source")
     folder = checkout / "source/book/_static/figures"
     found = {path.name: path.read_bytes().decode() for path in folder.glob("fig-it*")}
@@ -489,7 +487,7 @@ def test_a_picture_says_of_which_run_it_is_and_one_that_is_not_drawn_is_refused(
     metadata = {"mystnb": {"figure": {"caption": "It.", "name": "fig-it"}}}
     cell = nbformat.v4.new_code_cell("it()", outputs=[output], metadata=metadata)
     made, executed = record("04_evaluation"), checkout / "executed"
-    write_result(checkout, nbformat.v4.new_notebook(cells=[cell]), made)
+    write_result(checkout, [cell], made)
     write_picture(executed, made, "fig-it", tmp_path)
     run = f"<desc>Commit {made.commit}, notebook {made.notebook_sha256}</desc>"
     for end, ink in (("", INK), ("-dark", DARK[INK])):

@@ -48,13 +48,6 @@ METHODS = [
 ]  # fmt: skip
 
 
-def covered(make, n, draws):
-    """The percentage of intervals that hold the truth."""
-    random = np.random.default_rng(n)
-    made = [make(random, n) for _ in range(draws)]
-    return 100 * np.mean([each.low <= truth <= each.high for each, truth in made])
-
-
 PROOF = [(n, 20_000, 2) for n in (8, 10, 15, 20, 50, 100)]
 
 
@@ -65,7 +58,10 @@ PROOF = [(n, 20_000, 2) for n in (8, 10, 15, 20, 50, 100)]
     + [pytest.param(*each, marks=pytest.mark.proof) for each in PROOF],
 )
 def test_interval_covers_the_truth_as_often_as_it_says(make, n, draws, points):
-    assert 95 - points <= covered(make, n, draws) <= 95 + points
+    random = np.random.default_rng(n)
+    made = [make(random, n) for _ in range(draws)]
+    share = np.mean([each.low <= truth <= each.high for each, truth in made])
+    assert 95 - points <= 100 * share <= 95 + points
 
 
 @pytest.mark.parametrize("n", [2, 7, 8, 30])

@@ -11,6 +11,7 @@ import random
 import shutil
 import signal
 from contextlib import contextmanager
+from functools import cache
 
 import gguf_files
 import mutation
@@ -19,7 +20,6 @@ import safetensors
 import tiny
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import give_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
@@ -66,7 +66,7 @@ def write(folder, architecture="llama", sharded=False, **changes):
     if "layer_types" in tiny.SHAPES[architecture]:
         changes["layer_types"] = ["sliding_attention", "full_attention"]
     tiny.write(folder, architecture, num_hidden_layers=2, **changes)
-    give_tokenizer(folder)
+    tiny.give_tokenizer(folder)
     (folder / "generation_config.json").write_text(json.dumps(SETTINGS))
     if sharded:
         tensors = load_file(folder / SINGLE)
@@ -240,20 +240,16 @@ def write_gguf(folder):
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """A whole folder of each architecture, made once; sharded for an index."""
-    written = {}
+    writers = {"packed": write_packed, "gguf": write_gguf}
 
-    def folder(architecture, kind="header"):
-        key = architecture, kind == "index"
-        if key not in written:
-            home = tmp_path_factory.mktemp(architecture)
-            writers = {"packed": write_packed, "gguf": write_gguf}
-            if architecture in writers:
-                written[key] = writers[architecture](home)
-            else:
-                written[key] = write(home / "model", architecture, kind == "index")
-        return written[key]
+    @cache
+    def written(architecture, sharded):
+        home = tmp_path_factory.mktemp(architecture)
+        if architecture in writers:
+            return writers[architecture](home)
+        return write(home / "model", architecture, sharded)
 
-    return folder
+    return lambda architecture, kind="header": written(architecture, kind == "index")
 
 
 @pytest.fixture
@@ -382,9 +378,7 @@ def test_a_size_that_the_files_do_not_have_is_refused_before_anything_is_built(
 def test_a_head_that_is_not_the_table_that_it_is_tied_to_is_refused(tmp_path):
     """transformers then keeps the two apart, whatever the configuration says."""
     folder = write(tmp_path / "model", tie_word_embeddings=False)
-    path = folder / "config.json"
-    config = json.loads(path.read_text())
-    path.write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    tiny.edit_json(folder / "config.json", tie_word_embeddings=True)
     assert refused(lambda: write_text(folder))
     tensors = load_file(folder / SINGLE)
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()

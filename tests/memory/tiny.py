@@ -4,6 +4,7 @@ import json
 from contextlib import contextmanager
 
 import torch
+from safetensors.torch import load_file
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -138,6 +139,15 @@ def metering(folder, *places, **options):
     with twin, DeviceBudget(twin.plan.device_peak_bytes) as budget:
         twin.charge(budget)
         yield twin, budget
+
+
+def stored(folder):
+    """The tensors of all files of a checkpoint, by full name."""
+    return {
+        name: tensor
+        for file in folder.glob("*.safetensors")
+        for name, tensor in load_file(file).items()
+    }
 
 
 def read(store, layer):

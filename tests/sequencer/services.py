@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import numpy as np
 import uvicorn
+from key_sets import no_keys
 
 from thesis_lib.sequencer import scenario
-from thesis_lib.sequencer.core.trace import KeySets
 from thesis_serve import LiveSequencer
 
 WORKERS, SLO_S = 4, 0.004
@@ -71,8 +71,8 @@ def crowd(n, load, seed):
     arrival_s = trace.arrival_s * trace.service_s.mean() / WORKERS / load
     arrival_s /= trace.arrival_s[-1] / n
     noise = np.random.default_rng(seed).lognormal(0, 0.3, n)
-    nothing = KeySets.from_lists([[]] * n, [[]] * n)
-    return replace(trace, arrival_s=arrival_s, keys=nothing), trace.service_s * noise
+    trace = replace(trace, arrival_s=arrival_s, keys=no_keys(n))
+    return trace, trace.service_s * noise
 
 
 def drive(live, trace, estimated_s=None, leaves=(), looks=False, fails=()):

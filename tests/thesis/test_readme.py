@@ -22,6 +22,7 @@ from thesis_lib.memory.offload.offloaded_model import checkpoint_folder
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 COMMANDS = (ROOT / "book" / "commands.md").read_text()
+CLAIMS, REFERENCE = read_claims().claims, read_reference()
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -79,40 +80,36 @@ def test_page_of_commands_lists_every_option():
 
 
 def test_the_table_of_claims_is_that_of_the_reference_run():
-    claims, reference = read_claims().claims, read_reference()
-    assert readme(README, claims, reference, "default") == README
+    assert readme(README, CLAIMS, REFERENCE, "default") == README
 
 
 @pytest.mark.parametrize("end", ["", "-dark"])
 def test_the_picture_is_of_the_run_that_the_table_is_of(end):
     path = f"data/reference/default/{PICTURE}{end}.svg"
     assert path in README
-    record = read_reference().record(PICTURE_OF, "default")
+    record = REFERENCE.record(PICTURE_OF, "default")
     assert record.notebook_sha256 in (ROOT / path).read_text()
 
 
 def test_a_table_that_was_edited_by_hand_is_seen():
-    claims, reference = read_claims().claims, read_reference()
     edited = re.sub(r"\*\*([\d.]+)", "**99.9", README, count=1)
     assert edited != README
-    assert readme(edited, claims, reference, "default") == README
+    assert readme(edited, CLAIMS, REFERENCE, "default") == README
 
 
 def test_a_readme_without_its_table_or_with_an_unknown_claim_is_refused():
-    claims, reference = read_claims().claims, read_reference()
     with pytest.raises(InvalidInput, match="no table of claims"):
-        readme("# Title", claims, reference, "default")
+        readme("# Title", CLAIMS, REFERENCE, "default")
     unknown = "<!-- claims: nonsense -->\n<!-- end of claims -->"
     with pytest.raises(InvalidInput, match="nonsense"):
-        readme(unknown, claims, reference, "default")
+        readme(unknown, CLAIMS, REFERENCE, "default")
 
 
 def test_a_negative_reduction_is_printed_as_more():
-    claims, reference = read_claims().claims, read_reference()
-    changed = {key: c for key, c in claims.items() if c.change}
+    changed = {key: c for key, c in CLAIMS.items() if c.change}
     assert len(changed) > 5
     shown = f"<!-- claims: {' '.join(changed)} -->\n<!-- end of claims -->"
-    table = readme(shown, claims, reference, "default")
+    table = readme(shown, CLAIMS, REFERENCE, "default")
     assert "**−" not in table
     for value, low, high in ((-1.3, -2.0, -0.6), (-0.5, -1.0, 0.2), (36.0, 30.0, 40.0)):
         said, word = as_change(Quantity(value, low, high))

@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from key_sets import no_keys
 
 from thesis_book.experiments.sequencer import accuracy
 from thesis_book.experiments.sequencer.forecasts import (
@@ -118,20 +119,14 @@ def test_what_is_missing_is_counted_by_type():
     assert (accuracy.missing(trace, trace) == 0).all()
 
 
-def units_trace():
-    """4 transactions of the units read, write and nothing, and what these leave."""
-    units_s = np.array([[1.0, 2, 0], [2, 0, 0], [3, 4, 0], [4, 0, 0]])
-    service_s = units_s.sum(axis=1) + np.array([0.5, 1, 0.5, 1])
-    keys = KeySets.from_lists([[]] * 4, [[]] * 4)
-    trace = Trace.of_jobs(np.arange(4.0), service_s, keys)
-    return replace(trace, units_s=units_s, unit_names=("read", "write", "nothing"))
-
-
 def test_units_are_judged_where_they_take_time():
-    trace = units_trace()
+    """Of 4 transactions: read, write and nothing, and the rest that these leave."""
+    units_s = np.array([[1.0, 2, 0], [2, 0, 0], [3, 4, 0], [4, 0, 0]])
     rest_s = np.array([0.5, 1, 0.5, 1])
+    trace = Trace.of_jobs(np.arange(4.0), units_s.sum(axis=1) + rest_s, no_keys(4))
+    trace = replace(trace, units_s=units_s, unit_names=("read", "write", "nothing"))
     guess = {
-        "read": trace.units_s[:, 0],
+        "read": units_s[:, 0],
         "write": np.array([1.0, 1, 4, 1]),  # errors 1, 1, 0 and 1, signs of both
         "rest": 2 * rest_s,
     }

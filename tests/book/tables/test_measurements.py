@@ -400,10 +400,8 @@ def test_every_rule_is_shipped_with_the_best_constants_of_scenario_a():
 
 def test_tuned_rules_have_fewest_violations_of_each_setting():
     record = measurements.read("rivals")
-    tuned, by_setting = (
-        measurements.tuned(record),
-        measurements.rivals_by_setting(record),
-    )
+    tuned = measurements.tuned(record)
+    by_setting = measurements.rivals_by_setting(record)
     width = len(record["settings"]["loads"]) * len(record["settings"]["estimates"])
     for at, setting in enumerate(record["settings"]["settings"]):
         assert set(tuned[setting]) == {*WATCHING, *LATE_BINDING}

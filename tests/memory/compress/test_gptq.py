@@ -35,11 +35,6 @@ def damped(moments):
     return moments + DAMPING * np.trace(moments) / len(moments) * np.eye(len(moments))
 
 
-def squared_error(error, moments):
-    """Of the outputs over the inputs that the moments sum up: tr(E G Eᵀ)."""
-    return np.sum(error @ moments * error)
-
-
 def metric(m=M, n=N, outputs=True):
     return Metric(
         whitening(gram(n), GROUP), whitening(gram(m, 2), m) if outputs else None
@@ -117,9 +112,8 @@ def test_the_loss_is_that_of_inputs_and_outputs():
     assert np.all(np.diff(power, axis=1) <= 0)
     assert np.all(np.diff(power.sum(axis=1)) <= 0)
     inputs, outputs = damped(moments), damped(gram(M, 2))
-    assert metric(outputs=False).loss(error) == pytest.approx(
-        squared_error(error, inputs), rel=1e-10
-    )
+    squared_error = np.sum(error @ inputs * error)  # tr(E G Eᵀ)
+    assert metric(outputs=False).loss(error) == pytest.approx(squared_error, rel=1e-10)
     assert metric().loss(error) == pytest.approx(
         np.trace(outputs @ error @ inputs @ error.T), rel=1e-10
     )

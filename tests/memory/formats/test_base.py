@@ -5,7 +5,6 @@ import json
 import pytest
 import tiny
 import torch
-from tiny import ROW, metered
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -81,8 +80,8 @@ def test_a_new_format_streams_to_the_logits_of_the_weights_it_stands_for(
     assert said["bytes_before"] - said["bytes_after"] == saved > 0
     made = tiny.plan_tight(tmp_path / "steps", 1, 2, batch=2, context=24, pass_tokens=9)
     assert (made.kind, made.scratch_bytes) == ("steps", 1000)
-    slack = made.device_peak_bytes - 1000 - metered(tmp_path / "steps", made)
-    assert 0 <= slack <= ROW * 2 * 9 + 2 * 4096
+    slack = made.device_peak_bytes - 1000 - tiny.metered(tmp_path / "steps", made)
+    assert 0 <= slack <= tiny.ROW * 2 * 9 + 2 * 4096
     with StreamedModel(tmp_path / "steps", made, verify=True) as twin:
         assert tiny.agree(twin, model, batch=2, chunks=(9, 1, 5))
 

@@ -102,9 +102,7 @@ def test_restoring_holds_what_a_layer_says_and_no_more(kind, workers, monkeypatc
     monkeypatch.setattr(ggml, "_SLAB", 32 * ggml.WORK_PER_WEIGHT * n)
     rows = at_random(kind, 600, n // gguf.GGML_QUANT_SIZES[kind][0])
     with np.errstate(all="ignore"):
-        ggml.unpack(
-            rows[:2], kind
-        )  # the first call of an operator imports what it needs
+        ggml.unpack(rows[:2], kind)  # its first operators import what they need
         tracemalloc.start()
         ggml.unpack(rows, kind)
         peak_bytes = tracemalloc.get_traced_memory()[1]

@@ -13,7 +13,7 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 from gguf import GGUFWriter
 from gguf_files import make, write
-from safetensors.torch import load_file
+from tiny import stored
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
@@ -36,14 +36,6 @@ from thesis_lib.memory.offload.offloaded_model import (
 from thesis_lib.memory.offload.store import SafetensorsStore
 
 DECODED = [kind for kind in Kind if is_decoded(kind)]
-
-
-def stored(folder):
-    return {
-        name: tensor
-        for file in folder.glob("*.safetensors")
-        for name, tensor in load_file(file).items()
-    }
 
 
 def written(home, architecture="llama", *options, changes=(), **fields):
@@ -164,9 +156,7 @@ def test_rotary_settings_become_those_of_transformers(
 
 
 def test_phi3_window_of_zero_is_none(tmp_path):
-    model = make(tmp_path / "model", "phi3")
-    fields = {"attention.sliding_window": 0}
-    file = write(tmp_path / "model.gguf", "phi3", model, **fields)
+    _, file = written(tmp_path, "phi3", **{"attention.sliding_window": 0})
     assert read_config(file).sliding_window is None
 
 

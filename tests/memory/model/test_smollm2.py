@@ -1,6 +1,7 @@
 """The packaged model is converted whole, checked whole, and refused otherwise."""
 
 import os
+from unittest.mock import Mock
 
 import gguf
 import pytest
@@ -53,13 +54,10 @@ def test_a_cache_that_is_not_whole_is_named_and_left_alone(cached, name, change,
         assert (cached / name).read_bytes() == change(content)
 
 
-def fail(*_, **__):
-    raise OSError("no space left")
-
-
 def test_a_failed_conversion_leaves_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.setenv("THESIS_CACHE", str(tmp_path))
-    monkeypatch.setattr(smollm2, "save_file", fail)
+    full = Mock(side_effect=OSError("no space left"))
+    monkeypatch.setattr(smollm2, "save_file", full)
     beside = tmp_path / f"unpacked-{smollm2.UNPACKING}"
     (beside / "smollm2.999999999").mkdir(parents=True)  # of a process that was killed
     with pytest.raises(InvalidInput, match=r"no space left.*THESIS_CACHE"):

@@ -4,6 +4,7 @@ import copy
 import json
 import random
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -42,15 +43,13 @@ ROOT = Path(__file__).parents[3]
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """Folder and resident model by architecture, each written once."""
-    made = {}
 
-    def get(architecture):
-        if architecture not in made:
-            folder = tmp_path_factory.mktemp(architecture)
-            made[architecture] = folder, tiny.write(folder, architecture)
-        return made[architecture]
+    @cache
+    def written(architecture):
+        folder = tmp_path_factory.mktemp(architecture)
+        return folder, tiny.write(folder, architecture)
 
-    return get
+    return written
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -1,6 +1,7 @@
 """Streaming changes where bytes live, not what the model says."""
 
 from itertools import pairwise
+from unittest.mock import patch
 
 import pytest
 import tiny
@@ -170,8 +171,7 @@ def test_other_architectures_and_other_plans_are_refused(tmp_path):
     made = tiny.plan_tight(first, context=8)
     with pytest.raises(InvalidInput, match="plan is for first"):
         StreamedModel(second, made)
-    config = second / "config.json"
-    config.write_text(config.read_text().replace('"llama"', '"gpt2"'))
+    tiny.edit_json(second / "config.json", model_type="gpt2")
     with pytest.raises(InvalidInput, match="gpt2"):
         StreamedModel(second, made)
 
@@ -218,17 +218,11 @@ def test_text_is_generated_within_the_budget(capfd):
 def test_an_interrupted_pass_leaves_a_model_that_goes_on(tmp_path):
     model = write_tiny(tmp_path)
     with tiny.streamed(tmp_path, 1, ring=2, context=8, pass_tokens=8) as twin:
-        layer = twin.model.model.layers[3].layer
-        forward = layer.self_attn.forward
-        layer.self_attn.forward = interrupt
-        with pytest.raises(KeyboardInterrupt):
+        attention = twin.model.model.layers[3].layer.self_attn
+        interrupted = patch.object(attention, "forward", side_effect=KeyboardInterrupt)
+        with interrupted, pytest.raises(KeyboardInterrupt):
             twin.logits(tiny.tokens(1, 1, 8))
-        layer.self_attn.forward = forward
         assert tiny.agree(twin, model, chunks=(8,))
-
-
-def interrupt(*_, **__):
-    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("host", [None, 1])

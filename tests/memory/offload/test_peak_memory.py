@@ -5,7 +5,6 @@ import random
 import pytest
 import tiny
 import torch
-from tiny import ROW, metered
 
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.memory.compress.convert import convert
@@ -38,10 +37,10 @@ def test_the_planned_peak_is_the_metered_one(tmp_path, architecture):
             pass_tokens=new,
             logit_tokens=draw.choice([1, new]),
         )
-        peak = metered(tmp_path, made)
+        peak = tiny.metered(tmp_path, made)
         assert peak <= made.device_peak_bytes
         # The rest: the caller's tokens, and the ends of buffers in whole blocks.
-        slack = made.device_peak_bytes - peak - ROW * made.batch * new
+        slack = made.device_peak_bytes - peak - tiny.ROW * made.batch * new
         assert slack <= 4096 * (1 + made.resident_layers)
 
 
@@ -93,8 +92,8 @@ def test_packed_weights_are_rehearsed_as_they_run(tmp_path, kind):
         made = tiny.plan_tight(tmp_path / kind, 1, 2, **options)
         promised = made.device_peak_bytes - made.scratch_bytes
         assert (made.scratch_bytes > 0) == (kind == "int8" or not fast)
-        slack = promised - metered(tmp_path / kind, made)
-        assert 0 <= slack <= ROW * 2 * new + 2 * 4096
+        slack = promised - tiny.metered(tmp_path / kind, made)
+        assert 0 <= slack <= tiny.ROW * 2 * new + 2 * 4096
 
 
 def test_a_rehearsal_of_65_billion_parameters_needs_no_memory():

@@ -21,13 +21,7 @@ from thesis_lib.memory.offload.plan import PlanInfeasible, least_device_bytes, p
 
 SMALL = ModelSpec("small", 10, 256, 512, 4, 2, 64, 1000, tied=True)
 DISK = Machine(8 * GiB, 2e9)
-FULL = Machine(
-    8 * GiB,
-    2e9,
-    link_bytes_per_s=10e9,
-    weight_bytes_per_s=20e9,
-    flops_per_s=3e11,
-)
+FULL = replace(DISK, link_bytes_per_s=10e9, weight_bytes_per_s=20e9, flops_per_s=3e11)
 
 
 @pytest.mark.parametrize("ring", [1, 2, 3])
