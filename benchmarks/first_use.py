@@ -62,4 +62,5 @@ def measure(out: Path, rounds: int = 3) -> None:
             for use, clock in product(("first", "again"), ("wall_s", "cpu_s"))
         }
         record.add({"command": command, **samples})
+    record.write(rounds=rounds)
     show(record.points, "commit")

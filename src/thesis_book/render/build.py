@@ -61,7 +61,7 @@ from thesis_book.execute.records import Record
 from thesis_book.render.notebooks import clean_notebook
 from thesis_book.render.offers import number_references, offer_pdf
 from thesis_book.render.staging import Published, stage_notebook, write_figure
-from thesis_book.tables.measurements import origin
+from thesis_book.tables import measurements
 from thesis_book.widgets.widget import PARTS, widget
 from thesis_lib.common.errors import InvalidInput, require
 from thesis_lib.common.files import content_hash, file_hash, read_record
@@ -233,20 +233,14 @@ def _large_runs() -> list[str]:
 
 def _first_use() -> list[str]:
     """Seconds of the commands of `benchmarks/first_use.py`, as MyST Markdown."""
-    record = read_record("first_use")
-    if record is None:
-        return ["The first use has not been recorded yet."]
+    record = measurements.read("first_use")
     columns = ["first_wall_s", "first_cpu_s", "again_wall_s"]
     rows = [
-        [
-            re.sub("^(thesis|python) .*", r"`\g<0>`", point["command"]),
-            *(f"{median(point[column]):.1f}" for column in columns),
-        ]
+        [markdown(point["command"]), *(f"{median(point[of]):.1f}" for of in columns)]
         for point in record["points"]
     ]
     head = ["", "first (s)", "of processors (s)", "again (s)"]
-    rounds = len(record["points"][0]["first_wall_s"])
-    where = f"Medians of {rounds} runs on {origin(record)}."
+    where = f"Medians of {record['rounds']} runs on {measurements.origin(record)}."
     return [*markdown_table(head, rows), "", where]
 
 
