@@ -113,9 +113,8 @@ def idle_state(keys: KeySets, cores: int) -> State:
 
 @borrowing
 def advance(
-    state: State, busy_s: F64, until_s: float, stop_at_commit: bool,
-    release_s: float = 0.0,
-) -> float:  # fmt: skip
+    state: State, busy_s: F64, until_s: float, stop_at_commit: bool, release_s: float
+) -> float:
     """Process every event up to and including `until_s`; return the time reached.
 
     `busy_s` (n,) is how long each transaction keeps its core; its locks it keeps for

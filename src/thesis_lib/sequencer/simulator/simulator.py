@@ -67,7 +67,7 @@ def replay(
     state.log[: len(log)] = log
     state.dispatch_s[: len(log)] = dispatch_s
     state.progress[LOGGED] = len(log)
-    advance(state, trace.service_s, np.inf, False)
+    advance(state, trace.service_s, np.inf, False, 0.0)
     dropped = np.ones(n, bool)
     dropped[log] = False
     decided_s = trace.arrival_s.copy()
