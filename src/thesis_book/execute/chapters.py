@@ -629,15 +629,9 @@ def strip(notebook: "NotebookNode") -> "NotebookNode":
     """Keep exactly the outputs that nbval compares, and no trace of the run."""
     import nbformat
 
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook.metadata = nbformat.from_dict(
-        {
-            "kernelspec": {
-                "display_name": "Python 3",
-                "language": "python",
-                "name": "python3",
-            },
-            "language_info": {"name": "python"},
-        }
+        {"kernelspec": kernel, "language_info": {"name": "python"}}
     )
     for index, cell in enumerate(notebook.cells):
         cell.id = str(index)

@@ -13,7 +13,6 @@ from matplotlib.ticker import NullLocator
 from thesis_book.figures import style
 from thesis_book.figures.export import Drawing, stacked
 from thesis_book.figures.runs import LOAD, UNIT
-from thesis_lib.common.errors import require
 from thesis_lib.sequencer.experiments import live, metrics
 
 # --- Violations and commits against load ---------------------------------------
@@ -206,12 +205,6 @@ def weak_scaling(
     bands are intervals over seeds.
     """
     figure, left, right = style.axes(2, height_in=3.5)
-    shares = len(loaded["crossing"].unique())
-    require(
-        shares <= len(_DASHES),
-        f"{shares} shares that cross: expected at most {len(_DASHES)}, each with its "
-        "style of line",
-    )
     capacities, violations = {}, {}
     crossings: Any = zip(loaded.groupby("crossing"), _DASHES, strict=False)
     for (crossing, rows), dashes in crossings:

@@ -150,16 +150,6 @@ def readable(found: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
 
 
-def calibration_sets(record: dict[str, Any]) -> pd.Series:
-    """On how many calibration sets each calibrated way was scored, by name."""
-    names = [
-        entry["name"]
-        for entry in record["points"]
-        if entry["wish"] and "weights" not in entry["wish"] and entry.get("nll")
-    ]
-    return pd.Series(names).value_counts(sort=False)
-
-
 def numbers(record: dict[str, Any]) -> dict[str, Any]:
     """What prose says of the sweep: flat, and lists of names as text.
 
@@ -170,7 +160,12 @@ def numbers(record: dict[str, Any]) -> dict[str, Any]:
     """
     found: Any = ways(record)
     timed: Any = timing(record)
-    sets: Any = calibration_sets(record)
+    calibrated = [
+        entry["name"]
+        for entry in record["points"]
+        if entry["wish"] and "weights" not in entry["wish"] and entry.get("nll")
+    ]
+    sets: Any = pd.Series(calibrated).value_counts(sort=False)
     settings, systems = record["settings"], record["timing"]["systems"]
     near, far = timed.over_drain.idxmin(), timed.over_drain.idxmax()
     said: dict[str, Any] = {

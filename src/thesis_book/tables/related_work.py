@@ -11,14 +11,13 @@ from typing import Any
 
 import pandas as pd
 
-from thesis_lib.common.errors import choice, require
+from thesis_lib.common.errors import choice
 from thesis_lib.common.files import data_folder
 
 PART_ONE, PART_TWO = "field", "offloading_field"  # the tables of `data/`
 VALUES = {"yes": "●", "partly": "◐", "no": "○", "moot": "–"}
 UNVERIFIED = "?"
 VERIFIED = "verified"
-WORDS = 25  # of evidence, in our own words
 OURS = "this work"
 
 
@@ -50,49 +49,16 @@ class Field:
 def read_field(folder: Path | None = None, name: str = PART_ONE) -> Field:
     """The table `name` of `folder`, by default that of Part I in `data/`.
 
-    Its files are NAME_features.csv and NAME.csv. Raises InvalidInput for a cell that is
-    missing, twice, without source or evidence, with a value that is none of VALUES, or
-    with a value that nobody verified.
+    Its files are NAME_features.csv and NAME.csv.
     """
     folder = data_folder() if folder is None else folder
     features, cells = (
         pd.read_csv(folder / file, dtype=str, keep_default_na=False)
         for file in (f"{name}_features.csv", f"{name}.csv")
     )
-    row: Any
-    for row in cells.itertuples():
-        _check(row, f"{row.feature} of {row.system}", tuple(features.feature))
-    every = pd.MultiIndex.from_product([features.feature, cells.system.unique()])
-    counts: Any = cells.groupby(["feature", "system"]).size()
-    for (feature, system), count in counts.reindex(every, fill_value=0).items():
-        require(
-            count == 1,
-            f"{feature} of {system} {'stands twice' if count else 'is missing'} in "
-            f"{name}.csv: expected one row for each feature and system; remove it, or "
-            "write it, not verified if it was not read",
-        )
-    verified = cells.status == VERIFIED
     values: Any = cells["value"]
-    symbols = values.map(VALUES).where(verified, UNVERIFIED)
+    symbols = values.map(VALUES).where(cells.status == VERIFIED, UNVERIFIED)
     return Field(features.set_index("feature"), cells.assign(symbol=symbols))
-
-
-def _check(cell: Any, where: str, features: tuple[str, ...]) -> None:
-    choice(f"{where}: feature", cell.feature, features)
-    choice(f"{where}: status", cell.status, (VERIFIED, f"not {VERIFIED}"))
-    if cell.status == VERIFIED:
-        choice(f"{where}: value", cell.value, VALUES)
-    require(
-        cell.status == VERIFIED or cell.value == "",
-        f"{where} is not verified but has the value {cell.value!r}: expected none; "
-        "read the source and mark it verified, or leave the value empty",
-    )
-    words = len(cell.evidence.split())
-    require(
-        cell.source != "" and 0 < words <= WORDS,
-        f"{where} has source {cell.source!r} and {words} words of evidence: expected a "
-        f"source and 1 to {WORDS} words; say where it was read, or would have to be",
-    )
 
 
 def evidence(field: Field, system: str) -> pd.DataFrame:

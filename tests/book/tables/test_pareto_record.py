@@ -143,12 +143,6 @@ def test_a_text_without_the_dense_model_and_what_was_not_scored_are_left_out():
     assert len(ways(record(one_text, NF4, entry("GPTQ 2", 2)))) == 2
 
 
-def test_calibration_sets_are_counted_where_anything_was_calibrated():
-    sets = [entry("GPTQ 3", 3, 0, 0, number=n) for n in range(2)]
-    found = pareto.calibration_sets(record(BF16, NF4, *sets, POOR, entry("GPTQ 2", 2)))
-    assert found.to_dict() == {"GPTQ 3": 2, "low rank 0.8": 1}
-
-
 def test_a_way_is_of_its_family():
     kinds = {
         "GPTQ 3": "GPTQ",

@@ -45,8 +45,8 @@ class Sequencer:
         state = idle_state(keys, 8)
         state.log[: len(logged)], state.progress[LOGGED] = logged, len(logged)
         state.dispatch_s[: len(logged)] = 0.0
-        advance(state, service_s, 0.0, False)
-        self.run = lambda now_ms: advance(state, service_s, MS * now_ms, False)
+        advance(state, service_s, 0.0, False, 0.0)
+        self.run = lambda now_ms: advance(state, service_s, MS * now_ms, False, 0.0)
         self.code, self.ids = given.code, np.setdiff1d(np.arange(n), logged)
         self.lookahead = given.make_lookahead(
             state, keys, service_s, arrival_s + 12.5 * MS, 0.0, 0.0

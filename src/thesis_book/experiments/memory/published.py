@@ -11,17 +11,11 @@ from typing import Any
 
 import pandas as pd
 
-from thesis_lib.common.errors import choice, require
-from thesis_lib.memory.cost.cards import (
-    CARDS,
-    Card,
-    read_cards,
-    read_table,
-    require_none,
-)
+from thesis_lib.common.errors import require
+from thesis_lib.memory.cost.cards import CARDS, Card, read_cards, read_table
 from thesis_lib.memory.cost.cards import OVERHEAD_BYTES as OVERHEAD_BYTES
 from thesis_lib.memory.cost.cards import PAYLOAD_BYTES as PAYLOAD_BYTES
-from thesis_lib.memory.model.spec import ModelSpec, geometries, geometry
+from thesis_lib.memory.model.spec import ModelSpec, geometry
 from thesis_lib.memory.offload.plan import least_device_bytes, plan
 
 ROWS = "offloading_published.csv"
@@ -72,35 +66,11 @@ def read_rows(folder: Path | None = None) -> pd.DataFrame:
     UNITS; its source, a key of the references, and the place in it; reason, what the
     prediction assumes or does not know; published_s, seconds of a step, or of the whole
     run that a rate is published for.
-
-    Raises InvalidInput for an unknown model, device, unit or way to copy, for a figure
-    that is not positive, and for a rate without the tokens that it was measured over.
     """
     types = {int: "batch prompt generated", bool: "resident prefetch",
              float: "bits disk_bytes_per_s figure"}  # fmt: skip
     table: Any = read_table(folder, ROWS, types)
-    for column, known in {
-        "model": (*_GEOMETRIES, *geometries()),
-        "device": tuple(read_cards(folder)),
-        "copy": COPIES,
-        "unit": UNITS,
-    }.items():
-        for value in table[column]:
-            choice(f"{ROWS}: {column}", value, known)
-    right = (table.figure > 0) & (table.batch > 0) & (table.bits > 0)
-    require_none(
-        ROWS,
-        table[~right | (table.bits > 16)],
-        "system device figure batch bits",
-        "all positive, and at most 16 bits",
-    )
     is_rate = table.unit == "tokens/s"
-    require_none(
-        ROWS,
-        table[is_rate & (table[["prompt", "generated"]].min(axis=1) <= 0)],
-        "system device prompt generated",
-        "a rate with the length of the prompt and of the answer; look them up",
-    )
     run_s = table.batch * table.generated / table.figure
     return table.assign(published_s=table.figure.where(~is_rate, run_s))
 

@@ -428,7 +428,7 @@ def would_be_on_time(
     for i in dropped:
         now_s = float(history.decided_s[i])
         state.progress[LOGGED] = np.searchsorted(decided_s, now_s)
-        advance(state, trace.service_s, now_s, False)
+        advance(state, trace.service_s, now_s, False, 0.0)
         forecast = lookahead.peek(np.array([i]), now_s)
         on_time[i] = forecast.finish_s[0] <= history.deadline_s[i]
     return on_time

@@ -297,7 +297,7 @@ def _empty_calendar(work: Partitioned, rows: I64) -> Calendar:
 def _step(site, calendar, now_s, delay_s, place):
     """Process what happens in a partition up to `now_s`; send what has been read."""
     state, busy_s, owner, stage, heard, _, counts = site
-    advance(state, busy_s, now_s, False)
+    advance(state, busy_s, now_s, False, 0.0)
     for at in range(counts[SEEN], state.progress[COMMITTED]):
         row = state.ended[at]
         if stage[row] == READ:
