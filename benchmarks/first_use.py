@@ -1,9 +1,9 @@
-"""Seconds that a command takes on empty caches, and once more.
+"""Measure how long commands take with empty caches, and with warm ones.
 
     python benchmarks/first_use.py [ROUNDS]
 
-Each runs in a process of its own, first with an empty folder for its caches, then with
-what it left there. `cpu_s` counts the processes that it starts too.
+Each command runs twice in a new process: with an empty cache folder, then with what the
+first run wrote there. `cpu_s` includes child processes.
 """
 
 import os
@@ -29,7 +29,7 @@ COMMANDS = [
 
 
 def words(command: str) -> list[str]:
-    """What is run: a command in the words of a shell, or the code of the README."""
+    """Return the words of a command, or of Python with the code of the README."""
     if command == EXAMPLE:
         text = (checkout() / "README.md").read_text()
         return [sys.executable, "-c", text.split("```python")[1].split("```")[0]]
@@ -38,7 +38,7 @@ def words(command: str) -> list[str]:
 
 
 def seconds(command: str, cache: str) -> Point:
-    """Wall and processor seconds of a command whose caches are in `cache`."""
+    """Run a command with its caches in `cache`; return wall and processor seconds."""
     caches = {"NUMBA_CACHE_DIR": f"{cache}/numba", "THESIS_CACHE": cache}
     before, begun = os.times(), time.perf_counter()
     subprocess.run(

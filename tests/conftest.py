@@ -13,7 +13,7 @@ import thesis_lib  # noqa: F401  # before torch: it says how threads wait
 
 
 def slow_lines():
-    """Lines of `slow.txt`: the start of a name, and the texts that make exceptions."""
+    """Yield from each line of `slow.txt` the start of test ids and its exceptions."""
     for line in Path(__file__).with_name("slow.txt").read_text().splitlines():
         if not line.startswith("#"):
             start, *exceptions = line.split(" but ")

@@ -6,8 +6,8 @@ imports (and those they import), the data folder, its claims, the locks, the ins
 versions and the machine. Its result is one notebook and one record, replaced only by
 complete ones, under a lock that a killed process gives up.
 
-Chapters run at the same time. A cell with the tag `alone`, because it measures how long
-something takes, runs while no other cell does.
+Chapters run at the same time. A cell that measures a time has the tag `alone`: no cell of
+another chapter runs with it.
 """
 
 import errno
@@ -68,7 +68,7 @@ PROFILES = ("smoke", "default", "full")
 PROFILE_PARAMETER = "profile"  # set here, so that a chapter knows its references
 CUSTOM = "custom"  # the profile of a run whose parameters are the reader's own
 KEPT = {"nbval-check-output", "keep_output"}  # tags of cells whose outputs are stored
-ALONE = "alone"  # tag of cells beside which no other cell runs
+ALONE = "alone"  # tag of cells that measure a time: no other cell runs with them
 
 Progress = Callable[[str, int, int], None]  # chapter, cells done, cells in all
 
@@ -290,38 +290,39 @@ def content_key(chapter: Chapter, values: Mapping[str, Any]) -> str:
     return content_keys(chapter, [values])[0]
 
 
-class _Turns:
-    """What several threads do at the same time, or one alone, who goes first."""
+class _CellLock:
+    """A lock that several threads share, or that one thread holds alone.
+
+    A thread that waits to be alone goes before threads that wait to share.
+    """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._at_work, self._waiting = 0, 0  # -1: one alone; waiting to be alone
+        self._holders = 0  # -1 if one thread holds the lock alone
+        self._waiting = 0  # threads that wait to be alone
 
-    def begin(self, alone: bool) -> None:
+    def acquire(self, alone: bool) -> None:
         with self._changed:
             self._waiting += alone
             self._changed.wait_for(
-                lambda: self._at_work == 0 if alone
-                else self._at_work >= 0 and not self._waiting
+                lambda: self._holders == 0 if alone
+                else self._holders >= 0 and not self._waiting
             )  # fmt: skip
             self._waiting -= alone
-            self._at_work = -1 if alone else self._at_work + 1
+            self._holders = -1 if alone else self._holders + 1
 
-    def end(self) -> None:
+    def release(self) -> None:
         with self._changed:
-            self._at_work = max(0, self._at_work - 1)
+            self._holders = max(0, self._holders - 1)
             self._changed.notify_all()
 
 
-_TURNS = _Turns()
+_CELLS = _CellLock()
 
 
 @functools.cache
 def _reporting_engine() -> str:
-    """Return the name of papermill's own engine, whose cells take turns.
-
-    It tells after each cell how far it is.
-    """
+    """Register an engine that reports progress and locks cells; return its name."""
     from papermill.engines import NBClientEngine, papermill_engines
 
     class ReportingEngine(NBClientEngine):
@@ -332,16 +333,16 @@ def _reporting_engine() -> str:
             on_cell = options.pop("on_cell")
             start, complete = nb_man.cell_start, nb_man.cell_complete
 
-            def take_turn(cell: Any, cell_index: int) -> None:
-                _TURNS.begin(ALONE in cell.metadata.get("tags", []))
+            def lock_and_start(cell: Any, cell_index: int) -> None:
+                _CELLS.acquire(ALONE in cell.metadata.get("tags", []))
                 start(cell, cell_index)
 
             def report(cell: Any, cell_index: int) -> None:
                 complete(cell, cell_index=cell_index)
-                _TURNS.end()
+                _CELLS.release()
                 on_cell(cell_index + 1, len(nb_man.nb.cells))
 
-            nb_man.cell_start, nb_man.cell_complete = take_turn, report
+            nb_man.cell_start, nb_man.cell_complete = lock_and_start, report
             return super().execute_managed_notebook(
                 nb_man, kernel_name, *args, **options
             )
@@ -364,7 +365,7 @@ class ChapterFailed(InvalidInput):
 
 
 def _word(chapter: Chapter) -> str:
-    """Return the word that marks the command line of the chapter's kernel."""
+    """Return a word of the command line by which the kernel of a chapter is found."""
     return f"--Session.username={chapter.name}"
 
 
@@ -392,7 +393,7 @@ def _execute(
             engine_name=_reporting_engine(),
             kernel_name="python3",
             progress_bar=False,
-            request_save_on_cell_execute=False,  # only one that ends or fails is kept
+            request_save_on_cell_execute=False,  # save once, at the end or at an error
             # The folder of the kernel; papermill's `cwd` would be that of all threads.
             resources={"metadata": {"path": str(chapter.path.parent)}},
             # No note on the local transport, on the interrupt before the end, or on a
@@ -428,11 +429,11 @@ def produce(
     """
     checkout = repository()
     wanted, (head, clean) = content_key(chapter, values), commit(checkout)
-    _TURNS.begin(alone=not describe.cache_info().currsize)  # it measures once
+    _CELLS.acquire(alone=not describe.cache_info().currsize)  # it measures once
     try:
         host = describe(cache_folder())
     finally:
-        _TURNS.end()
+        _CELLS.release()
     started, clock = datetime.now(UTC), time.perf_counter()
     with Watch(_word(chapter)) as watch:
         notebook = _execute(chapter, values, path, progress)
@@ -607,14 +608,14 @@ def run(
             record = known or _run_one(chapter, values, profile, output, progress)
         return record, known is None
 
-    # The longest first, so that none runs alone at the end.
+    # The longest chapter starts first, so that it does not run alone at the end.
     ordered = sorted(chosen, key=lambda each: -each.path.stat().st_size)
     with storage(output), ThreadPoolExecutor(workers) as pool:
         output.mkdir(parents=True, exist_ok=True)
         begun = {chapter: pool.submit(one, chapter) for chapter in ordered}
         try:
             wait(begun.values(), return_when=FIRST_EXCEPTION)
-        except KeyboardInterrupt:  # which kernels do not hear
+        except KeyboardInterrupt:  # the terminal does not send it to kernels
             pool.shutdown(wait=False, cancel_futures=True)
             while wait(begun.values(), timeout=0.1).not_done:
                 for child in psutil.Process().children():

@@ -169,11 +169,11 @@ def largest_resident_bytes(process: psutil.Process) -> int:
 
 
 class Watch:
-    """Samples, while a run lasts, the memory of its processes and the load.
+    """Sample the memory of a run's processes and the load average while it lasts.
 
-    Its processes are the child of this one that has `word` in its command line, and all
-    below that. `peak_memory_bytes` is the largest resident set of one of them;
-    `load_average` the one-minute load at the start, its mean and its most.
+    The processes are the child of this process with `word` in its command line, and all
+    its descendants. `peak_memory_bytes` is the largest resident set of one process;
+    `load_average` has the one-minute load at the start, its mean and its maximum.
     """
 
     def __init__(self, word: str) -> None:
@@ -187,7 +187,7 @@ class Watch:
         while not self._done.wait(_SAMPLE_S):
             self._loads.append(psutil.getloadavg()[0])
             for child in psutil.Process().children():
-                with suppress(psutil.Error):  # it has ended meanwhile
+                with suppress(psutil.Error):  # the process has ended
                     if self._word in child.cmdline():
                         each = map(
                             largest_resident_bytes, [child, *child.children(True)]

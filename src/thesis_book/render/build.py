@@ -232,14 +232,14 @@ def _large_runs() -> list[str]:
 
 
 def _first_use() -> list[str]:
-    """Seconds of the commands of `benchmarks/first_use.py`, as MyST Markdown."""
+    """Return the table of `benchmarks/first_use.py` as MyST Markdown."""
     record = measurements.read("first_use")
     columns = ["first_wall_s", "first_cpu_s", "again_wall_s"]
     rows = [
         [markdown(point["command"]), *(f"{median(point[of]):.1f}" for of in columns)]
         for point in record["points"]
     ]
-    head = ["", "first (s)", "of processors (s)", "again (s)"]
+    head = ["command", "first use (s)", "processor time (s)", "second use (s)"]
     where = f"Medians of {record['rounds']} runs on {measurements.origin(record)}."
     return [*markdown_table(head, rows), "", where]
 
