@@ -6,8 +6,8 @@ imports (and those they import), the data folder, its claims, the locks, the ins
 versions and the machine. Its result is one notebook and one record, replaced only by
 complete ones, under a lock that a killed process gives up.
 
-Chapters run at the same time. A cell that measures a time has the tag `alone`: no cell of
-another chapter runs with it.
+Chapters run at the same time. A cell that measures a time has the tag `alone`: no cell
+of another chapter runs with it.
 """
 
 import errno
