@@ -21,7 +21,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from thesis_book import figures
 from thesis_book.tables import ring_schedule, worked_example
-from thesis_lib.common.errors import InvalidInput
 from thesis_lib.common.units import GiB, MiB
 from thesis_lib.memory.model.linears import linears
 from thesis_lib.memory.model.spec import ModelSpec
@@ -441,9 +440,6 @@ def test_every_share_that_crosses_has_a_line_of_its_own(partitions):
         }
         assert len(styles) == len(shares)
     assert left.get_ylim()[1] > 120
-    more = pd.concat([loaded, loaded.assign(crossing=0.7)])
-    with pytest.raises(InvalidInput, match="9 shares that cross"):
-        figures.weak_scaling(capacity, more, ["fifo"])
 
 
 def test_whiskers_stand_beside_each_other_and_their_lines_at_the_true_load():

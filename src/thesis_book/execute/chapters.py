@@ -298,8 +298,7 @@ class _CellLock:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._holders = 0  # -1 if one thread holds the lock alone
-        self._waiting = 0  # threads that wait to be alone
+        self._holders, self._waiting = 0, 0  # -1: held alone; waiting to be alone
 
     def acquire(self, alone: bool) -> None:
         with self._changed:

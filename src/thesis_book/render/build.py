@@ -233,15 +233,17 @@ def _large_runs() -> list[str]:
 
 def _first_use() -> list[str]:
     """Return the table of `benchmarks/first_use.py` as MyST Markdown."""
-    record = measurements.read("first_use")
+    record = read_record("first_use")
+    if record is None:
+        return ["The first use has not been recorded yet."]
     columns = ["first_wall_s", "first_cpu_s", "again_wall_s"]
     rows = [
         [markdown(point["command"]), *(f"{median(point[of]):.1f}" for of in columns)]
         for point in record["points"]
     ]
     head = ["command", "first use (s)", "processor time (s)", "second use (s)"]
-    where = f"Medians of {record['rounds']} runs on {measurements.origin(record)}."
-    return [*markdown_table(head, rows), "", where]
+    where = f"\nMedians of {record['rounds']} runs on {measurements.origin(record)}."
+    return [*markdown_table(head, rows), where]
 
 
 def _played(source: Path) -> set[str]:

@@ -71,11 +71,11 @@ def test_forecasts_by_hand(make, asked):
 def test_mended_counts_cores_and_corrects_by_commits():
     state, lookahead = corrected(cores=1)
     enter(state, 4, 0.0)
-    advance(state, SERVICE_S, 0.0, False)
+    advance(state, SERVICE_S, 0.0, False, 0.0)
     assert lookahead.forecast(np.array([0]), 0.0).finish_s.tolist() == [17.0]
     # Overdue: what should have committed at 16 still runs, so it ends now at best.
     assert lookahead.forecast(np.array([0]), 20.0).finish_s.tolist() == [21.0]
-    advance(state, SERVICE_S, 16.0, False)
+    advance(state, SERVICE_S, 16.0, False, 0.0)
     assert lookahead.forecast(np.array([0]), 16.5).finish_s.tolist() == [17.5]
 
 
@@ -99,7 +99,7 @@ def forecasts(arrival_s, service_s, keys, cores, tolerance_s):
     lookahead = Feedback(state, keys, service_s, never, 0.0, 0.0, tolerance_s)
     forecast_s = np.empty(n)
     for i in range(n):
-        advance(state, service_s, arrival_s[i], False)
+        advance(state, service_s, arrival_s[i], False, 0.0)
         forecast_s[i] = lookahead.forecast(np.array([i]), arrival_s[i]).finish_s[0]
         enter(state, i, arrival_s[i])
     return state, forecast_s
@@ -116,14 +116,14 @@ def test_exact_estimates_forecast_exactly_what_follows_if_nothing_comes(toleranc
             alone = idle_state(keys, 3)
             for i in range(last + 1):
                 enter(alone, i, arrival_s[i])
-            advance(alone, service_s, np.inf, False)
+            advance(alone, service_s, np.inf, False, 0.0)
             assert forecast_s[last] == alone.finish_s[last], f"{seed=}"
 
 
 def test_without_locks_later_arrivals_change_nothing_and_the_forecast_is_the_truth():
     arrival_s, service_s, _ = random_log(7)
     state, forecast_s = forecasts(arrival_s, service_s, no_keys(120), 2, np.inf)
-    advance(state, service_s, np.inf, False)
+    advance(state, service_s, np.inf, False, 0.0)
     np.testing.assert_array_equal(forecast_s, state.finish_s)
 
 
@@ -133,7 +133,7 @@ def test_a_queue_that_nobody_observed_is_taken_to_be_in_log_order():
     state = idle_state(keys, 2)
     for i in range(60):
         enter(state, i, arrival_s[i])
-    advance(state, service_s, arrival_s[59], False)
+    advance(state, service_s, arrival_s[59], False, 0.0)
     assert state.progress[READY] > state.progress[STARTED] + 5
     never = np.full(120, 1e9)
     lookahead = Feedback(state, keys, service_s, never, 0.0, 0.0, np.inf)
@@ -163,7 +163,7 @@ def test_a_peek_leaves_no_trace(feedback, cpu):
         finish_s = []
         for i in range(0, 120, 4):
             ids, now_s = np.arange(i, i + 4), float(arrival_s[i + 3])
-            advance(state, service_s, now_s, False)
+            advance(state, service_s, now_s, False, 0.0)
             for _ in range(peeks):
                 lookahead.peek(ids[::-1].copy(), now_s)
             finish_s += lookahead.forecast(ids, now_s).finish_s.tolist()
