@@ -42,7 +42,7 @@ TRIED: dict[str, dict[str, tuple[float, ...]]] = {
         "depth": (2.0, 3.0, 4.0),
     },
     "adaptive-lifo": {
-        "patience": (0.5, 0.75, 0.9), "standing": (0.25, 0.5, 0.75),
+        "max_wait": (0.5, 0.75, 0.9), "standing": (0.25, 0.5, 0.75),
         "depth": (2.0, 3.0, 4.0),
     },
     "breakwater": {"delay": (0.4, 0.5, 0.6), "credit": (0.08, 0.32, 1.0, 4.0)},
@@ -56,8 +56,9 @@ TRIED: dict[str, dict[str, tuple[float, ...]]] = {
         ("late-edf", "late-sjf", "least-slack", "startable-first", "late-demote"), LATE
     ),
     "bid-price": {
-        "sure_p": (0.8, 0.9, 0.95), "haste": (0.0, 1.0, 2.0, 3.0),
-        "step": (0.05, 0.1, 0.2), "patience": (0.5, 1.0),
+        "confidence_threshold": (0.8, 0.9, 0.95),
+        "deadline_weight": (0.0, 1.0, 2.0, 3.0),
+        "step": (0.05, 0.1, 0.2), "max_wait": (0.5, 1.0),
     },
 }  # fmt: skip
 

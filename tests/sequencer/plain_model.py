@@ -286,7 +286,7 @@ class PlainLate:
         octave = self._octave(i)
         doubts = self.doubts.get(octave, 0)
         self.doubts[octave] = doubts + 1
-        if self._refuted(i, least_p) or doubts % self.terms.probe == 0:
+        if self._refuted(i, least_p) or doubts % self.terms.exploration_period == 0:
             self.probes.add(i)
 
     def _learn(self, i):
@@ -370,7 +370,7 @@ class PlainLate:
 
     def decide(self, ids, now):
         terms, ids = self.terms, ids.tolist()
-        ahead_s = min(self.lag_s, terms.patience * exp(self.my))
+        ahead_s = min(self.lag_s, terms.max_wait * exp(self.my))
         for i in ids:
             self.asked_s.setdefault(i, now)
         if not self.database.idle and self._none_ends_by(now + self.lag_s + ahead_s):
@@ -384,7 +384,7 @@ class PlainLate:
             self.expected_s[i] = self._calibrated(i)
         service_s = self.expected_s
         least_p = terms.least_p
-        factor, sure = self._allowance(least_p), self._allowance(terms.sure_p)
+        factor, sure = self._allowance(least_p), self._allowance(terms.confidence_threshold)
         price_s, above, unsure, kept, refused = self.price_s, {}, {}, [], []
         for i in ids:
             needs_s = factor * service_s[i]
@@ -406,11 +406,11 @@ class PlainLate:
             self._settle(self.groups[i], True)
             if not above[i]:
                 self.price_s *= exp(-terms.step)
-        haste = terms.haste if refused or any(unsure.values()) else 0.0
+        weight = terms.deadline_weight if refused or any(unsure.values()) else 0.0
         kept.sort(
             key=lambda i: (
                 2 if unsure[i] else above[i],
-                self.deadline_s[i] + haste * service_s[i],
+                self.deadline_s[i] + weight * service_s[i],
             )
         )
         released, reserved = [], {}
@@ -422,14 +422,14 @@ class PlainLate:
             latest_s = free_at(reserved, self.sets[i], inf, min, inf)
             if free_s > due_s + ahead_s or end_s > latest_s:
                 if not above[i] and not unsure[i]:
-                    until_s = self.deadline_s[i] - terms.reserve * service_s[i]
+                    until_s = self.deadline_s[i] - terms.reservation_window * service_s[i]
                     note(reserved, self.sets[i], until_s, min, inf)
                 continue
             heapq.heapreplace(cores, end_s)
             note(ends, self.sets[i], end_s)
             released.append(i)
             if above[i] and not unsure[i]:
-                dearer_s = self.price_s * exp(terms.relief * terms.step)
+                dearer_s = self.price_s * exp(terms.price_recovery * terms.step)
                 self.price_s = min(dearer_s, self.highest_s)
         held = [i for i in kept if i not in released]
         return decided(released, refused, held)

@@ -522,7 +522,7 @@ def speculation(record: dict[str, Any]) -> pd.DataFrame:
 def passes(record: dict[str, Any]) -> pd.DataFrame:
     """Return milliseconds of a pass of several texts, and its times over one text.
 
-    Index place and texts; columns by way ms, times one text, from and to. The times are
+    Index place and texts; columns by way ms, times one sequence, from and to. The times are
     the median of the ratios within a round, with its interval; one text has none.
     """
     runs: Any = pd.DataFrame(record["runs"]).set_index(["place", "texts", "way"])
@@ -531,7 +531,7 @@ def passes(record: dict[str, Any]) -> pd.DataFrame:
         ratios = np.divide(samples, runs["samples_s"][place, 1, way])
         grown = astuple(median_interval(ratios))[:3] if texts > 1 else [np.nan] * 3
         rows[place, texts, way] = [1e3 * median(samples), *grown]
-    names = ["ms", "times one text", "from", "to"]
+    names = ["ms", "times one sequence", "from", "to"]
     table = pd.DataFrame.from_dict(rows, "index", columns=names)
     table.index = pd.MultiIndex.from_tuples(rows, names=runs.index.names)
     wide: Any = table.unstack(sort=False)
@@ -576,8 +576,9 @@ def few_bits(record: dict[str, Any]) -> pd.DataFrame:
     return made.sort_values(["bits", "perplexity"], ascending=[True, False])
 
 
-CONSTANTS = {  # those whose name is no word
-    "least_p": "chance", "sure_p": "sure", "sum_gain": "gain of the sum",
+CONSTANTS = {  # names in the table of the constants whose name is not one word
+    "least_p": "chance", "confidence_threshold": "confidence", "max_wait": "max wait",
+    "deadline_weight": "deadline weight", "sum_gain": "gain of the sum",
 }  # fmt: skip
 
 

@@ -115,7 +115,7 @@ def test_ingredients_have_the_whole_and_every_part():
     }
     runs = goals.ablate_components(cells, [1.5], seeds=2, seed=7)
     made = goals.by_place(runs)
-    for part, place in (("price or haste", "A"), ("reservations", "C")):
+    for part, place in (("price or deadline weight", "A"), ("reservations", "C")):
         shares = made[place, 1.5]
         assert shares[f"without {part}"] > shares["bid-price"] + 1
     assert (made.loc["late-edf"] > made.loc["bid-price"]).all()
@@ -226,7 +226,7 @@ def test_constants_are_varied_one_at_a_time_from_the_configuration_itself(small)
 def test_what_is_censored_is_held_against_the_line_of_the_admitted(small):
     sides = goals.censored(small, 1.5, seeds=2)
     assert sides["share"].sum() == pytest.approx(100)
-    promised = 100 * BidPriceParameters().sure_p
+    promised = 100 * BidPriceParameters().confidence_threshold
     assert sides.loc["admitted", "within"] == pytest.approx(promised, abs=0.5)
     assert sides.loc["admitted", "50 %"] == pytest.approx(1, abs=0.1)
     # what is given up is long, in truth as well

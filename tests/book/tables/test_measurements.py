@@ -206,7 +206,7 @@ def test_passes_are_compared_within_a_round_and_with_an_interval():
     assert [*found.index] == [
         (place, n) for place in ("streamed", "resident") for n in (1, 4)
     ]
-    names = ["ms", "times one text", "from", "to"]
+    names = ["ms", "times one sequence", "from", "to"]
     assert [*found["apart"].columns] == names
     row = found.loc[("streamed", 4), "apart"]
     assert row.tolist() == pytest.approx([1750 * 1.5**4, *[1.5**3] * 3])

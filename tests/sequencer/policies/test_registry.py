@@ -177,14 +177,14 @@ def in_system(history, arrivals):
     ]
 
 
-def test_nobody_starts_who_waited_beyond_the_patience_of_adaptive_lifo():
+def test_adaptive_lifo_starts_no_transaction_beyond_max_wait():
     trace = alike(4_000)
     history = overloaded("adaptive-lifo", trace, depth=1.0)
     waited_s = history.start_s - trace.arrival_s
-    patience_s = USED.patience * 12.5 * MS
-    assert np.nanmax(waited_s[trace.arrival_s <= patience_s]) <= patience_s
+    max_wait_s = USED.max_wait * 12.5 * MS
+    assert np.nanmax(waited_s[trace.arrival_s <= max_wait_s]) <= max_wait_s
     # From then on the queue has always stood, and who comes last goes first.
-    later = trace.arrival_s > 2 * patience_s
+    later = trace.arrival_s > 2 * max_wait_s
     assert np.nanmax(waited_s[later]) <= USED.standing * 12.5 * MS
     assert np.nanmedian(waited_s[later]) < MS
     assert abs(history.dropped[later].mean() - 1 / 3) < 0.02  # what cores cannot do
@@ -430,7 +430,7 @@ def test_what_is_no_policy_of_a_file_is_named(tmp_path, function, text, says):
         ("envoy", lambda: QueueParameters(window=0), "window must be positive"),
         ("bid-price", lambda: BidPriceParameters(gap=-0.1), "gap must be at least 0"),
         ("bid-price", lambda: BidPriceParameters(groups=0), "groups=0"),
-        ("bid-price", lambda: BidPriceParameters(probe=0), "probe must be positive"),
+        ("bid-price", lambda: BidPriceParameters(exploration_period=0), "exploration_period must be positive"),
         ("late-edf", lambda: BidPriceParameters(gap=0.1), "must be LateBound, got Bid"),
         ("fifo", BidPriceParameters, "must be NoParameters, got BidPriceParameters"),
         ("bid-price", QueueParameters, "must be BidPriceParameters, got Queue"),

@@ -111,7 +111,7 @@ def test_bid_price_equals_a_plain_model_bit_for_bit():
             "bid-price", slo_s=9.0, cores=options["cores"],
             lag_s=options["delays"].lag_s if seed % 2 else 0.0,
             params=BidPriceParameters(
-                window=40.0 * (seed % 4), probe=float(1 + seed % 5),
+                window=40.0 * (seed % 4), exploration_period=float(1 + seed % 5),
                 gap=np.inf if seed % 3 else 0.01,
                 groups=1 if seed % 4 == 3 else len(trace.kinds),
             ),

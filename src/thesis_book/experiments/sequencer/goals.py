@@ -157,7 +157,9 @@ def constants(
         (name, word): BidPriceParameters()._replace(
             **{name: factor * getattr(BidPriceParameters(), name)}
         )
-        for name in ("step", "relief", "window", "reserve", "haste")
+        for name in (
+            "step", "price_recovery", "window", "reservation_window", "deadline_weight"
+        )
         for word, factor in (("half", 0.5), ("twice", 2.0))
     }
     policies = {" ".join(of): ("bid-price", terms) for of, terms in varied.items()}
@@ -172,7 +174,7 @@ def censored(config: SimulationConfig, load: float, *, seeds: int) -> pd.DataFra
     The calibration sees the admitted alone. Its line, of the logarithm of the time on
     that of the estimate, is fitted here to all of these, and the residuals of both rows
     are from it: `within` is the share of a row, in percent, that took no longer than
-    the factor within which a share `sure_p` of the admitted stayed, and quantiles
+    the factor within which a share `confidence_threshold` of the admitted stayed, and quantiles
     are factors too. `share` is of the arrivals, in percent; medians are in
     milliseconds. Without a row `refused` where nothing was.
     """
@@ -192,7 +194,7 @@ def censored(config: SimulationConfig, load: float, *, seeds: int) -> pd.DataFra
     y, x = np.log(truth_s), np.log(estimated_s)
     slope, intercept = np.polyfit(x[admitted], y[admitted], 1)
     residual = y - slope * x - intercept
-    edge = np.quantile(residual[admitted], BidPriceParameters().sure_p)
+    edge = np.quantile(residual[admitted], BidPriceParameters().confidence_threshold)
     rows = {}
     for name, part in {"admitted": admitted, "refused": ~admitted}.items():
         if part.any():
@@ -212,12 +214,12 @@ def censored(config: SimulationConfig, load: float, *, seeds: int) -> pd.DataFra
 WITHOUT = {
     "bid-price": BidPriceParameters(),
     "without price": BidPriceParameters(step=0.0),
-    "without reservations": BidPriceParameters(reserve=-np.inf),
+    "without reservations": BidPriceParameters(reservation_window=-np.inf),
     "without calibration": BidPriceParameters(window=0.0),
-    "without haste": BidPriceParameters(haste=0.0),
-    "without price or haste": BidPriceParameters(step=0.0, haste=0.0),
-    "one threshold": BidPriceParameters(sure_p=BidPriceParameters().least_p),
-    "never sent ahead": BidPriceParameters(patience=0.0),
+    "without deadline weight": BidPriceParameters(deadline_weight=0.0),
+    "without price or deadline weight": BidPriceParameters(step=0.0, deadline_weight=0.0),
+    "one threshold": BidPriceParameters(confidence_threshold=BidPriceParameters().least_p),
+    "never sent ahead": BidPriceParameters(max_wait=0.0),
 }
 
 

@@ -76,17 +76,17 @@ LAST = np.iinfo(np.int64).max  # behind every id
 class BidPriceParameters(NamedTuple):
     """The one configuration of `bid-price`, chosen on design seeds (chapter 3)."""
 
-    step: float = 0.05  # by which the price falls at a refusal, of itself
-    relief: float = 0.3  # share of that by which it rises at a start above it
-    least_p: float = 0.3  # refused below this probability of being on time,
-    sure_p: float = 0.9  # and behind all others below this one
-    haste: float = 2.0  # services that a deadline counts later, if one is not sure
-    patience: float = 1.0  # typical services that one may wait once released
-    reserve: float = 2.0  # services from the latest start reserved to the deadline
-    window: float = 500.0  # commits that calibration remembers; with 0 there is none
-    probe: float = 50.0  # of so many doubted on estimates alone, one goes in
-    gap: float = np.inf  # most that a group's share may exceed the smallest one
-    groups: int = 1  # of transactions, whose shares of violations are compared
+    step: float = 0.05  # relative fall of the price at a rejection
+    price_recovery: float = 0.3  # rise at a start above the price, as a share of step
+    least_p: float = 0.3  # reject below this probability of being on time
+    confidence_threshold: float = 0.9  # below it, queue behind all others
+    deadline_weight: float = 2.0  # services added to deadlines if not all are confident
+    max_wait: float = 1.0  # typical services to wait for a core after the release
+    reservation_window: float = 2.0  # services before a deadline that others leave free
+    window: float = 500.0  # commits that the calibration uses; 0 disables it
+    exploration_period: float = 50.0  # doubted transactions for each that is a probe
+    gap: float = np.inf  # largest excess of a group's share over the smallest share
+    groups: int = 1  # groups of transactions whose shares of violations are compared
 
 
 def initial_state(slo_s: float, groups: int) -> F64:
@@ -164,7 +164,7 @@ def _dearer(price_s, weight):
 @njit(cache=True, inline="always")
 def _rise(control, terms):
     """One above the price could start."""
-    dearer_s = control[PRICE_S] * exp(terms.relief * terms.step)
+    dearer_s = control[PRICE_S] * exp(terms.price_recovery * terms.step)
     control[PRICE_S] = min(dearer_s, control[HIGHEST_S])
 
 
@@ -218,14 +218,14 @@ def _judge(terms, memory, ids, due_s, ahead_s):
     group, probes, asked_s = memory.group, online.probes, online.asked_s
     weights = control[GROUPS + group_count(control) :]
     price_s, factor = control[PRICE_S], allowance(online, terms.least_p)
-    sure_factor, hasty = allowance(online, terms.sure_p), False
+    sure_factor, weighted = allowance(online, terms.confidence_threshold), False
     for at in range(len(ids)):
         i = ids[at]
         deadline_s, service_s = memory.deadline_s[i], memory.estimated_s[i]
         needs_s = factor * service_s
         alone = asked_s[i] + needs_s > deadline_s
         if alone and not probes[i] and terms.window > 0:
-            doubt(online, i, terms.least_p, terms.probe)
+            doubt(online, i, terms.least_p, terms.exploration_period)
             service_s = memory.estimated_s[i] = corrected_s(online, i)
         above = service_s > _dearer(price_s, weights[group[i]])
         if probes[i]:
@@ -242,13 +242,13 @@ def _judge(terms, memory, ids, due_s, ahead_s):
         rank[at] = ABOVE if above else WORTHY
         if refused or unsure:
             rank[at] = REFUSED if refused else UNSURE
-        hasty |= rank[at] >= UNSURE
+        weighted |= rank[at] >= UNSURE
         startable += not refused and free_s[at] <= due_s + ahead_s
         key[at] = deadline_s
         took_s[at] = service_s
-    if hasty:
+    if weighted:
         for at in range(len(ids)):
-            key[at] += terms.haste * took_s[at]
+            key[at] += terms.deadline_weight * took_s[at]
     return startable
 
 
@@ -275,7 +275,7 @@ def _start(terms, memory, ids, due_s, ahead_s, startable):
             waits = begin_s > due_s + ahead_s or end_s > closed_s
         if waits:
             if worth == WORTHY:
-                latest_s = memory.deadline_s[i] - terms.reserve * service_s[at]
+                latest_s = memory.deadline_s[i] - terms.reservation_window * service_s[at]
                 let_know(keys, uncommitted, number, CLOSED, i, -latest_s)
             continue
         occupy(core_s, 0, end_s)
@@ -387,7 +387,7 @@ def _pick(memory, ids, latest_s):
 
 
 @njit(cache=True, inline="always")
-def _is_behind(first, i, deadline_s, given, price_s, haste, line):
+def _is_behind(first, i, deadline_s, given, price_s, deadline_weight, line):
     """Whether i can be sure to come after the first = (rank, key, id) so far.
 
     So can all of a span from i on whose least deadline and least estimate these are.
@@ -396,7 +396,7 @@ def _is_behind(first, i, deadline_s, given, price_s, haste, line):
     if rank == WORTHY and deadline_s > key:
         return True
     least_s = _at_least(line[1] + line[0] * given)
-    least_rank, least_key = WORTHY, deadline_s + haste * least_s
+    least_rank, least_key = WORTHY, deadline_s + deadline_weight * least_s
     if least_s > price_s:
         least_rank = ABOVE
     behind = least_key > key or (least_key == key and i > number)
@@ -404,7 +404,7 @@ def _is_behind(first, i, deadline_s, given, price_s, haste, line):
 
 
 @inner
-def _first(memory, ids, few, latest_s, started, price_s, haste):
+def _first(memory, ids, few, latest_s, started, price_s, deadline_weight):
     """Who is next by rank, key and number: id, rank, and place among the few, or NONE.
 
     Nobody of the `few` who is refused or released, and nobody who has `started`.
@@ -421,10 +421,10 @@ def _first(memory, ids, few, latest_s, started, price_s, haste):
     while at < len(ids):
         span, end = spans[ids[at] // SPAN], _end_of_span(ids, at)
         soonest_s, shortest = span[SOONEST], span[SHORTEST]
-        if not _is_behind(first, ids[at], soonest_s, shortest, price_s, haste, line):
+        if not _is_behind(first, ids[at], soonest_s, shortest, price_s, deadline_weight, line):
             for i in ids[at:end]:
                 deadline_s = deadlines_s[i]
-                if _is_behind(first, i, deadline_s, given[i], price_s, haste, line):
+                if _is_behind(first, i, deadline_s, given[i], price_s, deadline_weight, line):
                     continue
                 picked = _may_be_late(given[i], deadline_s, latest_s, line)
                 if picked or probes[i] or i in started:
@@ -432,8 +432,8 @@ def _first(memory, ids, few, latest_s, started, price_s, haste):
                 service_s, rank, key = corrected_s(online, i), WORTHY, deadline_s
                 if service_s > price_s:
                     rank = ABOVE
-                if haste > 0:
-                    key += haste * service_s
+                if deadline_weight > 0:
+                    key += deadline_weight * service_s
                 if (rank, key, i) < first:
                     first, place = (rank, key, i), NONE
         at = end
@@ -464,18 +464,18 @@ def _bind_freely(terms, memory, ids, due_s, ahead_s):
     """Steps 3 and 4 of `bind_late` where nobody declares a key and groups are alike."""
     control, online, made = memory.control, memory.online, memory.decided
     core_s, rank, price_s = made.core_s, made.rank, control[PRICE_S]
-    factor = max(allowance(online, terms.least_p), allowance(online, terms.sure_p))
+    factor = max(allowance(online, terms.least_p), allowance(online, terms.confidence_threshold))
     latest_s = max(due_s, core_s[0]), factor
     few = made.dropped[: _pick(memory, ids, latest_s)]
     _judge(terms, memory, few, due_s, ahead_s)
-    haste = 0.0
+    deadline_weight = 0.0
     for at in range(len(few)):
         if rank[at] >= UNSURE:
-            haste = terms.haste
+            deadline_weight = terms.deadline_weight
     released = 0
     while core_s[0] <= due_s + ahead_s:
         started = made.order[:released]
-        i, worth, place = _first(memory, ids, few, latest_s, started, price_s, haste)
+        i, worth, place = _first(memory, ids, few, latest_s, started, price_s, deadline_weight)
         if i == NONE:
             break
         service_s = memory.estimated_s[i] = corrected_s(online, i)
@@ -524,7 +524,7 @@ def bind_late(
     rank, asked_s = memory.decided.rank, memory.online.asked_s
     free = len(memory.keys[1]) == 0 and terms.gap == np.inf
     typical_s = exp(memory.online.moments[MEAN_Y])
-    ahead_s = min(model.lag_s, terms.patience * typical_s)
+    ahead_s = min(model.lag_s, terms.max_wait * typical_s)
     for at in range(len(ids) - 1, -1, -1):
         if not np.isnan(asked_s[ids[at]]):
             break

@@ -92,7 +92,7 @@ class QueueParameters:
     target: float = 0.25  # of the wait in `codel`
     interval: float = 0.0125  # in which `codel` judges it
     depth: float = 3.0  # past a queue for each core: with fewer, locks idle the cores
-    patience: float = 0.75  # longest wait in `adaptive-lifo`,
+    max_wait: float = 0.75  # longest wait in `adaptive-lifo`,
     standing: float = 0.5  # and once its queue has not been empty for that long
     delay: float = 0.5  # of the queue that `breakwater` aims at
     credit: float = 1.0  # in which it renews its credits

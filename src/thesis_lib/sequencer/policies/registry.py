@@ -309,7 +309,10 @@ def _checked(name: str, params: Parameters | None, shipped: P) -> P:
             f"{type(params).__name__}. Leave them out, or pass a {kind.__name__}."
         )
     if isinstance(params, BidPriceParameters):
-        require(params.probe > 0, f"probe must be positive, got {params.probe:g}.")
+        require(
+            params.exploration_period > 0,
+            f"exploration_period must be positive, got {params.exploration_period:g}.",
+        )
         require(params.gap >= 0, f"gap must be at least 0, got {params.gap:g}.")
         require_count("groups", params.groups)
     return params

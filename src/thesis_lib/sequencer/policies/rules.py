@@ -452,8 +452,8 @@ RULES = {
         lambda on, own: Undirected(
             LIFO,
             most=on.places(own.depth),
-            interval_s=own.patience * on.slo_s,
-            spare_s=(1 - own.patience) * on.slo_s,
+            interval_s=own.max_wait * on.slo_s,
+            spare_s=(1 - own.max_wait) * on.slo_s,
             standing_s=(1 - own.standing) * on.slo_s,
         ),
         QueueParameters(),
