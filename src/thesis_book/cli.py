@@ -65,9 +65,11 @@ def run(
     from thesis_book.compare import present
     from thesis_book.execute.claims import read_claims
 
-    made = compare_.Run("this run", tuple(record for record, _ in outcome))
-    compared = compare_.compare([made], read_claims().claims, compare_.read_reference())
-    doubted = compare_.doubts(compared, made)
+    this_run = compare_.Run("this run", tuple(record for record, _ in outcome))
+    compared = compare_.compare(
+        [this_run], read_claims().claims, compare_.read_reference()
+    )
+    doubted = compare_.doubts(compared, this_run)
     doubts = present.doubts_section(doubted)
     warning = [f"{doubts.heading}: {doubts.text}", *(f"  {n}" for n in doubts.notes)]
     show(
@@ -177,13 +179,13 @@ def book(
             on_wait=lambda: typer.echo(waiting, err=True),
         )
     state = "rendered" if built else "up to date"
-    made = [path for path in [index.with_name(offers.PDF)] if path.is_file()]
+    files = [path for path in [index.with_name(offers.PDF)] if path.is_file()]
     show(
-        {"index": str(index), "built": built, "made": [str(path) for path in made]},
+        {"index": str(index), "built": built, "made": [str(path) for path in files]},
         as_json,
         [
             f"The book is {state}. Open it in a browser:",
-            *(f"  {path.as_uri()}" for path in [index, *made]),
+            *(f"  {path.as_uri()}" for path in [index, *files]),
         ],
     )
 

@@ -137,7 +137,7 @@ def api(
     from thesis_serve.model.service import ModelService
 
     flush, host, api_key = admission.flush, address.host, address.api_key
-    made = ModelService(
+    model_service = ModelService(
         checkpoint, units.parse_size(budget.device_memory), policy=admission.policy,
         slo_s=units.parse_duration(admission.slo), slots=texts.slots,
         context=texts.context, pass_tokens=texts.pass_tokens, ring=budget.ring,
@@ -151,7 +151,7 @@ def api(
     url = f"http://{called}:{listens.getsockname()[1]}/v1"
 
     async def serve() -> None:
-        async with made as service:
+        async with model_service as service:
             console.print(str(service.model.plan), style="dim", highlight=False)
             await serve_api(service, listens, api_key, lambda: typer.echo(url))
 

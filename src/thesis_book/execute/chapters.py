@@ -106,8 +106,8 @@ def repository() -> Path:
 
 def chapters() -> list[Chapter]:
     """All chapters, in order."""
-    found = sorted((repository() / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-    return [Chapter(path) for path in found]
+    notebooks = sorted((repository() / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    return [Chapter(path) for path in notebooks]
 
 
 def select(names: Iterable[str]) -> list[Chapter]:
@@ -196,16 +196,16 @@ def resolve(
         if PROFILE_PARAMETER in declared:
             standard[PROFILE_PARAMETER] = profile
         known, defaults = known | declared, defaults | standard
-        given = {n: value for n, value in overrides.items() if n in declared}
+        own = {n: value for n, value in overrides.items() if n in declared}
         require(
-            PROFILE_PARAMETER not in given,
+            PROFILE_PARAMETER not in own,
             f"parameter {PROFILE_PARAMETER} is not set by hand: use --profile",
         )
         try:
-            refuse(declared.values(), standard | given)
+            refuse(declared.values(), standard | own)
         except InvalidInput as error:
             raise InvalidInput(f"{chapter.name} cannot run: {error}") from error
-        values = standard | given
+        values = standard | own
         if values != standard and PROFILE_PARAMETER in declared:
             values[PROFILE_PARAMETER] = CUSTOM
         resolved[chapter.name] = values

@@ -29,14 +29,14 @@ def modules(source: str) -> set[Path]:
     What a front door loads when it is asked, which its stub says, counts as imported,
     and so do the page and the script beside a module.
     """
-    found: set[Path] = set()
+    sources: set[Path] = set()
     names = list(_imported(source))
     while names:
         name = names.pop()
         path = module_file(name)
-        if path is not None and path not in found:
-            found |= {path, *path.parent.glob("*.html"), *path.parent.glob("*.js")}
+        if path is not None and path not in sources:
+            sources |= {path, *path.parent.glob("*.html"), *path.parent.glob("*.js")}
             names += _imported(path.read_text())
             stub = path.with_suffix(".pyi")
             names += _imported(stub.read_text(), name) if stub.is_file() else []
-    return found
+    return sources

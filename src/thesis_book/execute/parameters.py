@@ -96,12 +96,12 @@ def _assignment(text: str) -> tuple[str, Any]:
 
 def assignments(texts: Iterable[str]) -> dict[str, Any]:
     """Values by name of 'NAME=VALUE' each. Raises InvalidInput for a name twice."""
-    given: dict[str, Any] = {}
+    assigned: dict[str, Any] = {}
     for text in texts:
         name, value = _assignment(text)
-        require(name not in given, f"parameter {name} is given twice: say it once")
-        given[name] = value
-    return given
+        require(name not in assigned, f"parameter {name} is given twice: say it once")
+        assigned[name] = value
+    return assigned
 
 
 Bound = float | str  # a number, or a rule that makes it of other parameters
@@ -134,8 +134,8 @@ class Limits:
         """Read 'LOW .. HIGH unit; N .. M items; work', 'A | B; …' or FUNCTION."""
         span, *rest = (part.strip() for part in text.split(";"))
         read: dict[str, Any] = {}
-        if found := re.fullmatch(r"(\S+) \.\. (\S+)(?: .+)?", span):
-            read |= {"low": _bound(found[1]), "high": _bound(found[2])}
+        if match := re.fullmatch(r"(\S+) \.\. (\S+)(?: .+)?", span):
+            read |= {"low": _bound(match[1]), "high": _bound(match[2])}
         elif span == FUNCTION:
             read["function"] = True
         else:
@@ -261,11 +261,11 @@ class Parameter:
 
 def refuse(declared: Iterable[Parameter], values: Mapping[str, Any]) -> None:
     """Raise InvalidInput that names each of `values` that is not allowed."""
-    given = [p for p in declared if p.name in values]
-    sound = {p.name: values[p.name] for p in given if p.fits(values[p.name])}
+    passed = [p for p in declared if p.name in values]
+    sound = {p.name: values[p.name] for p in passed if p.fits(values[p.name])}
     refusals = [
         refusal
-        for parameter in given
+        for parameter in passed
         if (refusal := parameter.refusal(values[parameter.name], sound))
     ]
     require(not refusals, "parameter " + "; parameter ".join(refusals))
@@ -293,7 +293,7 @@ def declared_in(source: str, limits: Mapping[str, Limits]) -> dict[str, Paramete
     The comment on the last line of an assignment is its help; without an annotation
     the type is ''. The source is not executed.
     """
-    lines, found = source.splitlines(), {}
+    lines, parameters = source.splitlines(), {}
     for node in ast.parse(source).body:
         if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
             continue
@@ -301,14 +301,14 @@ def declared_in(source: str, limits: Mapping[str, Limits]) -> dict[str, Paramete
         annotation = "" if isinstance(node, ast.Assign) else node.annotation
         rest = lines[(node.end_lineno or 0) - 1].encode()[node.end_col_offset :]
         name = ast.unparse(target)
-        found[name] = Parameter(
+        parameters[name] = Parameter(
             name,
             annotation and ast.unparse(annotation),
             ast.literal_eval(node.value),
             rest.decode().partition("#")[2].strip(),
             limits.get(name, Limits()),
         )
-    return found
+    return parameters
 
 
 def check(values: Mapping[str, Any], text: str) -> None:

@@ -58,10 +58,10 @@ def gpus() -> tuple[tuple[str, str, int], ...]:
 @functools.cache
 def torch_build() -> str:
     """Version of torch and what it was built for, such as '2.13.0+cpu, cpu'."""
-    found = util.find_spec("torch")
-    if found is None or found.origin is None:
+    spec = util.find_spec("torch")
+    if spec is None or spec.origin is None:
         return "not installed"
-    text = (Path(found.origin).parent / "version.py").read_text()
+    text = (Path(spec.origin).parent / "version.py").read_text()
 
     def named(name: str) -> str | None:
         hit = re.search(rf"^{name}\b[^=]*= '([^']+)'", text, re.MULTILINE)

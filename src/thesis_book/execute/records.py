@@ -124,7 +124,7 @@ def glued(notebook: "NotebookNode") -> dict[str, Any]:
         if noted.get("disturbed"):
             disturbed[noted["name"]] = noted["disturbed"]
     if disturbed:
-        causes = dict.fromkeys(cause for found in disturbed.values() for cause in found)
+        causes = dict.fromkeys(cause for group in disturbed.values() for cause in group)
         numbers |= {"disturbed": " ".join(disturbed), "disturbed_by": "; ".join(causes)}
     return numbers
 
@@ -169,11 +169,11 @@ def read_as(kind: type[T], content: Any, wrong: str, remedy: str) -> T:
         # As JSON, in which an object stands for a dataclass and 1 for no bool.
         return _adapter(kind).validate_json(json.dumps(content, default=str))
     except ValidationError as error:
-        found = "; ".join(
+        problems = "; ".join(
             f"{'.'.join(map(str, each['loc'])) or 'it'}: {each['msg']}"
             for each in error.errors()
         )
-        raise InvalidInput(f"{wrong}: {found}; {remedy}") from error
+        raise InvalidInput(f"{wrong}: {problems}; {remedy}") from error
     # A key that is no word, such as a date; what holds itself.
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidInput(f"{wrong}: {error}; {remedy}") from error

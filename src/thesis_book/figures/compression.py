@@ -41,9 +41,9 @@ def spectra(curves: Mapping[str, ArrayLike], break_even: float) -> Drawing:
     figure, panel = style.axes(height_in=3.0)
     shares = {}
     for name, values in curves.items():
-        found = np.asarray(values, float)
-        shares[name] = pd.DataFrame({"value_over_largest": found / found[0]})
-        shares[name].insert(0, "rank", np.arange(1, len(found) + 1))
+        curve = np.asarray(values, float)
+        shares[name] = pd.DataFrame({"value_over_largest": curve / curve[0]})
+        shares[name].insert(0, "rank", np.arange(1, len(curve) + 1))
         panel.plot(*shares[name].to_numpy().T, label=name)
     panel.axvline(break_even, color=style.GREY, linestyle="--", linewidth=1)
     style.note(

@@ -180,16 +180,16 @@ def coverage(
         ):
             within = pd.Series(100.0 * (trace.service_s <= bound_s), held_out)
             moving = pd.Series(within.rolling(window).mean()).iloc[::every]
-            made = f"{level:.0%}, {name}"
+            label = f"{level:.0%}, {name}"
             shown = moving.dropna().rename_axis("transactions")
-            over_time[made] = shown.rename("within_percent").reset_index()
-            left.plot(moving, color=colour, label=made, **{"linewidth": 1.4} | dotted)
+            over_time[label] = shown.rename("within_percent").reset_index()
+            left.plot(moving, color=colour, label=label, **{"linewidth": 1.4} | dotted)
             left.axhline(100 * level, color=colour, linewidth=0.6)
             if name == last:
                 miss = [within[rows].mean() - 100 * level for rows in types.values()]
                 right.plot(miss, range(len(types)), "o", color=colour, alpha=0.8)
                 columns = {"type": list(types), "covered_less_promised_points": miss}
-                per_type[made] = pd.DataFrame(columns)
+                per_type[label] = pd.DataFrame(columns)
     left.set_xlabel("held-out transactions so far")
     left.set_ylabel(f"within the bound, of the last {window:,} (%)")
     style.legend_below(figure, ncols=3, fontsize=7)

@@ -233,11 +233,11 @@ def band(
     what `look` says. Returns the drawn columns `policy`, `x` and those of `curve`.
     """
     groups = runs[runs["policy"] == name].groupby(x)[column]
-    made = {
+    options = {
         at: mean_interval(values.to_numpy() / whole).within(0.0)
         for at, values in groups
     }
-    at, ends = np.array(list(made), float), [*made.values()]
+    at, ends = np.array(list(options), float), [*options.values()]
     drawn = curve(panel, at, ends, policy(name) | look, aside_pt)
     drawn.insert(0, x, at)
     drawn.insert(0, "policy", name)

@@ -89,11 +89,11 @@ def headlines(results: pd.DataFrame) -> Drawing:
             elinewidth=1,
         )  # fmt: skip
         for bar in rows.to_dict("records"):
-            said = f"{bar['value']:z.1f}".replace("-", "\N{MINUS SIGN}")
+            label = f"{bar['value']:z.1f}".replace("-", "\N{MINUS SIGN}")
             row = bar["row"]
             panel.barh(row, bar["value"], 0.42, **KINDS[bar["kind"]])
             style.note(
-                panel, f"{bar['says']}: {said}", (0, row - 0.42), (3, 0), va="center",
+                panel, f"{bar['says']}: {label}", (0, row - 0.42), (3, 0), va="center",
                 fontsize=8, xycoords=("axes fraction", "data"), bbox=style.UNDER,
             )  # fmt: skip
         bound = rows.dropna(subset=["limit"])

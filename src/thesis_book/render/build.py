@@ -99,7 +99,7 @@ def _results(executed: Path) -> list[tuple[Path, Record]]:
     Raises InvalidInput where a chapter has none, or a notebook that its record does
     not describe: numbers of one run would stand under the name of another.
     """
-    found = []
+    results = []
     for chapter in chapters():
         notebook = executed / f"{chapter.name}.ipynb"
         path = notebook.with_suffix(".json")
@@ -114,8 +114,8 @@ def _results(executed: Path) -> list[tuple[Path, Record]]:
             f"{notebook} is not the notebook that its record describes (a run was "
             f"killed between the two, or it was edited): {again} again",
         )
-        found.append((notebook, record))
-    return found
+        results.append((notebook, record))
+    return results
 
 
 def _provenance(records: list[Record]) -> list[str]:
@@ -192,11 +192,11 @@ def _large_cell(label: str, value: Any) -> str:
     """A value, or a mean with its interval; a share's ends are shares."""
     if not isinstance(value, list):
         return significant(value, 4)
-    found = Interval(*value)
+    interval = Interval(*value)
     if label.endswith("(%)"):
-        found = found.within(0.0, 100.0)
+        interval = interval.within(0.0, 100.0)
     mean, low, high = (
-        significant(each, 3) for each in (found.value, found.low, found.high)
+        significant(each, 3) for each in (interval.value, interval.low, interval.high)
     )
     return mean if value[1] == value[2] else f"{mean} ({low} to {high})"
 
@@ -264,13 +264,13 @@ def _canonical(address: str, where: str = "") -> str | None:
 
     Raises InvalidInput for another if it was set by hand, in `where`.
     """
-    found = _GITHUB.fullmatch(address.strip())
+    match = _GITHUB.fullmatch(address.strip())
     require(
-        bool(found or not where),
+        bool(match or not where),
         f"{where} is {address!r}: expected the address of a GitHub repository, such as "
         "https://github.com/OWNER/NAME; correct or remove it",
     )
-    return found and f"https://github.com/{found['owner']}/{found['name']}"
+    return match and f"https://github.com/{match['owner']}/{match['name']}"
 
 
 def repository_address(checkout: Path) -> str | None:
@@ -380,8 +380,8 @@ def stage(executed: Path, source: Path) -> str:
     }
     for name, lines in generated.items():
         (book / f"{name}.txt").write_text("\n".join(lines))
-    if (found := headline_results(records, known.claims)) is not None:
-        drawn = figures.headlines(found).bundle()
+    if (headline := headline_results(records, known.claims)) is not None:
+        drawn = figures.headlines(headline).bundle()
         write_figure(drawn, HEADLINES, book / FIGURES)
     files = [path for path in source.rglob("*") if path.is_file()]
     names = "\n".join(str(path.relative_to(source)) for path in sorted(files))
@@ -421,10 +421,10 @@ def _render(executed: Path, output: Path) -> tuple[Path, bool]:
         "-W", "--keep-going", "--all",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
-    said, report = done.stdout + done.stderr, output / "build.log"
-    report.write_text(said)
+    text, report = done.stdout + done.stderr, output / "build.log"
+    report.write_text(text)
     if done.returncode != 0:
-        lines = [x for x in said.splitlines() if "WARNING" in x or "ERROR" in x]
+        lines = [x for x in text.splitlines() if "WARNING" in x or "ERROR" in x]
         raise InvalidInput(
             "the book does not build without warnings: expected none, see "
             f"{report}\n" + "\n".join(lines[:20])

@@ -46,8 +46,10 @@ def clean_notebook(executed: str, tell: Callable[[str], str]) -> str:
         shown = ["parameters" not in own for own in tags]
         notebook.cells = [*compress(notebook.cells, shown)]
     for cell in notebook.cells:
-        kept = [KEPT_TAGS[t] for t in cell.metadata.get("tags", []) if t in KEPT_TAGS]
-        cell.metadata = nbformat.NotebookNode({"tags": kept} if kept else {})
+        kept_tags = [
+            KEPT_TAGS[t] for t in cell.metadata.get("tags", []) if t in KEPT_TAGS
+        ]
+        cell.metadata = nbformat.NotebookNode({"tags": kept_tags} if kept_tags else {})
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if _shows(output)]
             for data in (output.get("data", {}) for output in cell.outputs):
@@ -78,8 +80,8 @@ def without_roles(
         kind, title, body = hit["kind"], hit["title"].strip(), hit["body"].strip()
         if kind == "figure":  # its title is a file of the book, and its body a caption
             return body
-        said = "Algorithm: " if kind == "prf:algorithm" else ""
-        return f"**{said}{title}**\n\n{body}"
+        prefix = "Algorithm: " if kind == "prf:algorithm" else ""
+        return f"**{prefix}{title}**\n\n{body}"
 
     content = nbformat.reads(notebook, as_version=4)
     for cell in content.cells:

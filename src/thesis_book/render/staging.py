@@ -240,14 +240,14 @@ def _shown(
     figure = mystnb.get("figure", {})
     if caption := figure.get("caption"):
         figure["caption"] = tell(caption)
-    if said := cell.metadata.pop("table", None):
-        cells = [_captioned(cell, say, tell(said["caption"]), said["name"])]
+    if table := cell.metadata.pop("table", None):
+        cells = [_captioned(cell, say, tell(table["caption"]), table["name"])]
         cell.outputs, what = [], "table"
-    kept = [o.data for o in cell.outputs if CSV in o.get("data", {})]
-    if "name" in figure and kept:
-        write_figure(kept[0], figure["name"], figures)
-        for kind in {CSV, PNG} & kept[0].keys():
-            del kept[0][kind]
+    csv_data = [o.data for o in cell.outputs if CSV in o.get("data", {})]
+    if "name" in figure and csv_data:
+        write_figure(csv_data[0], figure["name"], figures)
+        for kind in {CSV, PNG} & csv_data[0].keys():
+            del csv_data[0][kind]
         what = "figure"
     if what:
         mystnb["code_prompt_show"] = f"Code of this {what}"
@@ -282,15 +282,15 @@ def _captioned(cell: Any, say: Callable[..., str], caption: str, name: str) -> A
     return nbformat.v4.new_markdown_cell("\n".join(lines), id=f"{cell.id}-caption")
 
 
-def write_figure(kept: Mapping[str, str], name: str, folder: Path) -> None:
+def write_figure(data: Mapping[str, str], name: str, folder: Path) -> None:
     """Write the files of a figure from what a notebook keeps of it, by media types.
 
     They are NAME.svg, for a dark page NAME-dark.svg, NAME.png and NAME.csv.
     """
-    (folder / f"{name}.svg").write_text(kept[SVG])
-    (folder / f"{name}-dark.svg").write_text(dark(kept[SVG]))
-    (folder / f"{name}.csv").write_text(kept[CSV])
-    (folder / f"{name}.png").write_bytes(base64.b64decode(kept[PNG]))
+    (folder / f"{name}.svg").write_text(data[SVG])
+    (folder / f"{name}-dark.svg").write_text(dark(data[SVG]))
+    (folder / f"{name}.csv").write_text(data[CSV])
+    (folder / f"{name}.png").write_bytes(base64.b64decode(data[PNG]))
 
 
 def write_picture(executed: Path, record: Record, name: str, folder: Path) -> None:

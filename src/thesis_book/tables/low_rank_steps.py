@@ -43,17 +43,17 @@ def curves(record: dict[str, Any]) -> pd.DataFrame:
         ]
         for ratio, method in filter(sets.__contains__, order):
             ((_, dense),) = scores(record, text, [record["dense"]])
-            found, whitened = sets[ratio, method], sets.get((ratio, "whitened"), {})
-            times = pooled_ratio(list(found.values()), dense)
-            both = sorted(found.keys() & whitened.keys())
+            own, whitened = sets[ratio, method], sets.get((ratio, "whitened"), {})
+            times = pooled_ratio(list(own.values()), dense)
+            both = sorted(own.keys() & whitened.keys())
             lost, of = (
                 np.array([np.log(each[number].value / dense.value) for number in both])
-                for each in (found, whitened)
+                for each in (own, whitened)
             )
             left = lost.mean() / of.mean() if both else np.nan
             ends = times.value, times.low, times.high
             value = dense.value * times.value
-            rows.append([called, ratio, STEPS[method], len(found), value, *ends, left])
+            rows.append([called, ratio, STEPS[method], len(own), value, *ends, left])
     return pd.DataFrame(rows, columns=CURVES)
 
 
@@ -85,13 +85,13 @@ def numbers(table: pd.DataFrame, ratio: float) -> dict[str, float]:
     cells = table.set_index(["text", "ratio", "step"])
     one, other = TEXTS.values()
     first = cells.loc[one]
-    found = {"dense": float((first.perplexity / first.times).mean())}
+    values = {"dense": float((first.perplexity / first.times).mean())}
     for method, step in STEPS.items():
         if (one, ratio, step) in cells.index:
-            found[method] = cells.perplexity[one, ratio, step]
-            found[f"left_{method}"] = 100 * cells.left[one, ratio, step]
+            values[method] = cells.perplexity[one, ratio, step]
+            values[f"left_{method}"] = 100 * cells.left[one, ratio, step]
         if (other, ratio, step) in cells.index:
-            found[f"other_left_{method}"] = 100 * cells.left[other, ratio, step]
+            values[f"other_left_{method}"] = 100 * cells.left[other, ratio, step]
     times = cells.times.unstack("step")
     least = float((times[STEPS["plain"]] / times[STEPS["whitened"]]).min())
-    return found | {"plain_least": least, "ratios": table.ratio.nunique()}
+    return values | {"plain_least": least, "ratios": table.ratio.nunique()}

@@ -106,31 +106,31 @@ def peers(record: dict[str, Any]) -> pd.DataFrame:
     system that was killed at the limit has its peak alone.
     """
     systems = record["summary"]["systems"]
-    found = pd.json_normalize(
+    table = pd.json_normalize(
         [
             each
             | dict(zip(("low_s", "high_s"), each.get("interval_s", ()), strict=False))
             for each in systems.values()
         ]
     )
-    found.index = pd.Index([SYSTEMS.get(name) or name for name in systems])
-    found = found.reindex(columns=[*_PEERS]).rename(columns=_PEERS)
-    mapped_s = found.s_per_token.get("mmap", np.nan)
-    return found.assign(
-        fraction_percent=100 * found.fraction_percent,
-        over_mmap=mapped_s / found.s_per_token,
+    table.index = pd.Index([SYSTEMS.get(name) or name for name in systems])
+    table = table.reindex(columns=[*_PEERS]).rename(columns=_PEERS)
+    mapped_s = table.s_per_token.get("mmap", np.nan)
+    return table.assign(
+        fraction_percent=100 * table.fraction_percent,
+        over_mmap=mapped_s / table.s_per_token,
     )
 
 
-def beside(found: pd.DataFrame, over: str = "times_slower") -> pd.DataFrame:
+def beside(table: pd.DataFrame, over: str = "times_slower") -> pd.DataFrame:
     """What a token takes each of the `peers`, as printed; *times as long* is `over`."""
     columns = {
-        "peak (GiB)": found.peak_bytes / GiB,
-        "s a token": found.s_per_token,
-        "from": found.low_s,
-        "to": found.high_s,
-        "read (GB)": found.read_bytes / 1e9,
-        "times as long": found[over],
+        "peak (GiB)": table.peak_bytes / GiB,
+        "s a token": table.s_per_token,
+        "from": table.low_s,
+        "to": table.high_s,
+        "read (GB)": table.read_bytes / 1e9,
+        "times as long": table[over],
     }
     printed = {
         "streamed": "streamed, bfloat16",
@@ -255,10 +255,10 @@ def gpu(record: dict[str, Any] | None) -> pd.DataFrame:
         why = whole.get("skipped") or whole.get("failed") or "out of memory"
         name = record["machine"]["gpus"][0]["name"]
         rows[name] = whole | {"why": "" if "s_per_token" in whole else why}
-    found = pd.DataFrame.from_dict(rows, orient="index").reindex(columns=[*columns])
+    table = pd.DataFrame.from_dict(rows, orient="index").reindex(columns=[*columns])
     units = {"limit_bytes": GiB, "reserved_bytes": GiB, "fraction_of_link": 0.01}
-    found = found.assign(**{name: found[name] / unit for name, unit in units.items()})
-    return found.rename(columns=columns)
+    table = table.assign(**{name: table[name] / unit for name, unit in units.items()})
+    return table.rename(columns=columns)
 
 
 # --- Plans ---------------------------------------------------------------------------
@@ -270,20 +270,20 @@ def certificate(record: dict[str, Any]) -> dict[str, Any]:
     """
     metered, grouped = pd.DataFrame(record["logical"]), pd.DataFrame(record["physical"])
     spare_bytes = metered.planned_bytes - metered.metered_bytes
-    found: dict[str, Any] = {"plans": len(metered), "origin": origin(record)}
+    values: dict[str, Any] = {"plans": len(metered), "origin": origin(record)}
     for name, generating in (("steps", False), ("generated", True)):
         over = (spare_bytes / metered.device_bytes)[metered.generating == generating]
-        found |= {
+        values |= {
             name: len(over),
             f"{name}_exceeded": int((over < 0).sum()),
             f"{name}_over_median": 100 * float(over.median()),
             f"{name}_over_most": 100 * float(over.max()),
         }
-    kept = grouped[~grouped.killed]
-    left = 1 - kept.peak_bytes / kept.limit_bytes
-    return found | {
+    alive = grouped[~grouped.killed]
+    left = 1 - alive.peak_bytes / alive.limit_bytes
+    return values | {
         "groups": len(grouped),
-        "killed": len(grouped) - len(kept),
+        "killed": len(grouped) - len(alive),
         "left_median": 100 * float(left.median()),
         "left_least": 100 * float(left.min()),
         "left_most": 100 * float(left.max()),
@@ -295,24 +295,24 @@ def predictions(record: dict[str, Any]) -> pd.DataFrame:
 
     `error` is relative to the measured median.
     """
-    found: Any = pd.DataFrame(record["prediction"]["plans"])
-    found["measured_s"] = found.seconds.map(np.median)
-    found["error"] = found.predicted_s / found.measured_s - 1
-    return found[["batch", "limit", "predicted_s", "measured_s", "error"]]
+    plans: Any = pd.DataFrame(record["prediction"]["plans"])
+    plans["measured_s"] = plans.seconds.map(np.median)
+    plans["error"] = plans.predicted_s / plans.measured_s - 1
+    return plans[["batch", "limit", "predicted_s", "measured_s", "error"]]
 
 
 def prediction_numbers(record: dict[str, Any]) -> dict[str, Any]:
     """Errors of predicted times, in per cent, and the crossover, in tokens."""
     from thesis_lib.memory.offload.measure import crossing  # waits for torch
 
-    found: Any = predictions(record)
-    cross, errors = record["crossover"], 100 * found["error"].abs()
+    plans: Any = predictions(record)
+    cross, errors = record["crossover"], 100 * plans["error"].abs()
     counts = [*map(int, cross["computing_s"])]
     seconds = [*cross["computing_s"].values()]
     crossed = crossing(counts, seconds, cross["drain_s"])
     return {
-        "plans": len(found),
-        "most_sequences": int(found["batch"].max()),
+        "plans": len(plans),
+        "most_sequences": int(plans["batch"].max()),
         "error_median": float(errors.quantile(0.5)),
         "error_p95": float(errors.quantile(0.95)),
         "crossover": cross["predicted_tokens"],
@@ -336,9 +336,9 @@ def crossover_text(tokens: float, counts: Sequence[int]) -> str:
     return f"{name} token{'s' * (name.split()[-1] != '1')}"
 
 
-def is_measured(found: Interval, counts: Sequence[int]) -> bool:
+def is_measured(value: Interval, counts: Sequence[int]) -> bool:
     """Return whether an interval of a crossover is within `counts` and narrow."""
-    return counts[0] <= found.low <= found.high <= min(SURE * found.low, counts[-1])
+    return counts[0] <= value.low <= value.high <= min(SURE * value.low, counts[-1])
 
 
 def crossover_says(found: Interval, counts: Sequence[int]) -> str:
@@ -365,14 +365,14 @@ def rates(
     `n_bytes` what such a step moves or passes over. A single look has no ends.
     """
     rows = {
-        at: [1e3 * found.value, *(1e3 * end if found.n > 1 else np.nan for end in ends)]
-        for at, found in measured.items()
-        for ends in [(found.low, found.high)]
+        at: [1e3 * rate.value, *(1e3 * end if rate.n > 1 else np.nan for end in ends)]
+        for at, rate in measured.items()
+        for ends in [(rate.low, rate.high)]
     }
     table = pd.DataFrame.from_dict(rows, "index", columns=["ms a step", "from", "to"])
     table.index = pd.MultiIndex.from_tuples(rows, names=["time of", "measured in"])
     table["GB/s"] = [
-        n_bytes[what] / found.value / 1e9 for (what, _), found in measured.items()
+        n_bytes[what] / rate.value / 1e9 for (what, _), rate in measured.items()
     ]
     return table
 
@@ -385,13 +385,13 @@ def rate_numbers(measured: Mapping[tuple[str, str], Interval]) -> dict[str, Any]
     """
     numbers: dict[str, Any] = {}
     for kind in ("reading", "computing"):
-        found = [
+        sides = [
             interval
             for (what, _), interval in measured.items()
             if (what == "reading") == (kind == "reading")
         ]
-        numbers[f"{kind}_low_ms"] = 1e3 * min(each.low for each in found)
-        numbers[f"{kind}_high_ms"] = 1e3 * max(each.high for each in found)
+        numbers[f"{kind}_low_ms"] = 1e3 * min(each.low for each in sides)
+        numbers[f"{kind}_high_ms"] = 1e3 * max(each.high for each in sides)
     pairs = [
         (1e3 * (slow.low - fast.high), what, (how, slow), (by, fast))
         for ((what, how), slow), ((other, by), fast) in permutations(
@@ -402,8 +402,8 @@ def rate_numbers(measured: Mapping[tuple[str, str], Interval]) -> dict[str, Any]
     if not pairs:
         return numbers | {"apart": ""}
     _, what, *both = max(pairs, key=itemgetter(0))
-    told = [f"{1e3 * x.low:.0f} to {1e3 * x.high:.0f} ms in {how}" for how, x in both]
-    return numbers | {"apart": f"{what} took {' and '.join(told)}"}
+    texts = [f"{1e3 * x.low:.0f} to {1e3 * x.high:.0f} ms in {how}" for how, x in both]
+    return numbers | {"apart": f"{what} took {' and '.join(texts)}"}
 
 
 # --- Compression and speculation -----------------------------------------------------
@@ -446,7 +446,7 @@ def blocks(record: dict[str, Any]) -> dict[str, float | str]:
     much longer a token computes that restores its matrices, `…_resident` how many
     layers the same memory keeps, and `…_resident_dense` in bfloat16.
     """
-    found: dict[str, float | str] = {
+    values: dict[str, float | str] = {
         "origin": origin(record), "layers": record["layers"],
     }  # fmt: skip
     for name, stream in record["streams"].items():
@@ -456,8 +456,8 @@ def blocks(record: dict[str, Any]) -> dict[str, float | str]:
         stay = stream["resident_layers"]
         numbers |= {"resident": stay["blocks"], "resident_dense": stay["bf16"]}
         short = name.lower().partition("-")[0]
-        found |= {f"{short}_{key}": value for key, value in numbers.items()}
-    return found
+        values |= {f"{short}_{key}": value for key, value in numbers.items()}
+    return values
 
 
 def _turns(stream: Mapping[str, Any]) -> dict[str, NDArray[np.float64]]:
@@ -472,7 +472,7 @@ def _gained(stream: Mapping[str, Any], way: str) -> dict[str, float | str]:
     """The share of the bytes of bfloat16 that are read, and how many times as fast."""
     turns = _turns(stream)
     share = stream["bytes_per_step"][way] / stream["bytes_per_step"]["bf16"]
-    found: dict[str, float | str] = {
+    values: dict[str, float | str] = {
         "share": share,
         "disk_times": 1 / share,
         "device_gib": stream["device_bytes"] / GiB,
@@ -480,9 +480,9 @@ def _gained(stream: Mapping[str, Any], way: str) -> dict[str, float | str]:
     }
     for kind in ("drain", "token"):
         times = median_interval(turns[f"bf16 {kind}"] / turns[f"{way} {kind}"])
-        found[f"{kind}_times"] = times.value
-        found |= {f"{kind}_times_low": times.low, f"{kind}_times_high": times.high}
-    return found
+        values[f"{kind}_times"] = times.value
+        values |= {f"{kind}_times_low": times.low, f"{kind}_times_high": times.high}
+    return values
 
 
 BASELINES = {"lookup": "plain", "draft": "plain beside"}  # in the same memory
@@ -520,10 +520,10 @@ def speculation(record: dict[str, Any]) -> pd.DataFrame:
 
 
 def passes(record: dict[str, Any]) -> pd.DataFrame:
-    """Return milliseconds of a pass of several texts, and its times over one text.
+    """Return milliseconds of a pass of several sequences, and its ratio to one.
 
-    Index place and texts; columns by way ms, times one sequence, from and to. The times are
-    the median of the ratios within a round, with its interval; one text has none.
+    Index place and texts; columns by way ms, times one sequence, from and to. The ratio
+    is the median of those within a round, with its interval; one sequence has none.
     """
     runs: Any = pd.DataFrame(record["runs"]).set_index(["place", "texts", "way"])
     rows = {}
@@ -556,13 +556,13 @@ def few_bits(record: dict[str, Any]) -> pd.DataFrame:
     mean perplexity on the text of another domain.
     """
     rows = {}
-    for system, found in record["summary"].items():
-        values = found["perplexities"]
+    for system, entry in record["summary"].items():
+        values = entry["perplexities"]
         nothing = [[np.nan, np.nan, np.nan]]  # the baseline has no ratio to itself
-        ratio, low, high = np.transpose(found.get("ratio_to_gptq_3", nothing))
+        ratio, low, high = np.transpose(entry.get("ratio_to_gptq_3", nothing))
         rows[system] = {
-            "method": found["method"].replace("corrected", "GPTQ + low rank"),
-            "bits": found["bits"],
+            "method": entry["method"].replace("corrected", "GPTQ + low rank"),
+            "bits": entry["bits"],
             "seeds": len(values),
             "perplexity": float(np.mean(values)),
             "low": min(values),
@@ -570,10 +570,10 @@ def few_bits(record: dict[str, Any]) -> pd.DataFrame:
             "ratio": ratio.mean(),
             "ratio_low": low.min(),
             "ratio_high": high.max(),
-            "other": float(np.mean(found.get("other_perplexities", [np.nan]))),
+            "other": float(np.mean(entry.get("other_perplexities", [np.nan]))),
         }
-    made = pd.DataFrame.from_dict(rows, orient="index")
-    return made.sort_values(["bits", "perplexity"], ascending=[True, False])
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    return table.sort_values(["bits", "perplexity"], ascending=[True, False])
 
 
 CONSTANTS = {  # names in the table of the constants whose name is not one word
@@ -651,8 +651,8 @@ def rivals_by_setting(record: dict[str, Any]) -> pd.DataFrame:
 
     `all` is the mean of a row, by which rows are sorted.
     """
-    found = _best(record).pivot(index="policy", columns="setting", values="mean")
-    found = found.rename_axis(index=None, columns=None)[
+    table = _best(record).pivot(index="policy", columns="setting", values="mean")
+    table = table.rename_axis(index=None, columns=None)[
         [*record["settings"]["settings"]]
     ]
-    return found.assign(all=found.mean(axis=1)).sort_values("all")
+    return table.assign(all=table.mean(axis=1)).sort_values("all")

@@ -92,8 +92,8 @@ def ways(record: dict[str, Any]) -> pd.DataFrame:
     """
     timed = timing(record).token_s if "timing" in record else pd.Series(dtype=float)
     tables = [_ways_on(record, text, timed) for text in TEXTS]
-    made = pd.concat([each for each in tables if not each.empty] or tables[:1])
-    return made.reset_index(drop=True)
+    table = pd.concat([each for each in tables if not each.empty] or tables[:1])
+    return table.reset_index(drop=True)
 
 
 def _ways_on(record: dict[str, Any], text: str, timed: pd.Series) -> pd.DataFrame:
@@ -105,15 +105,15 @@ def _ways_on(record: dict[str, Any], text: str, timed: pd.Series) -> pd.DataFram
         return pd.DataFrame()
     ((_, dense),) = sets[DENSE]
     rows = []
-    for name, found in sets.items():
-        times = pooled_ratio([score for _, score in found], dense)
+    for name, own_scores in sets.items():
+        times = pooled_ratio([score for _, score in own_scores], dense)
         row = {
             "name": printed(name),
             "text": TEXTS[text],
             "family": family(name),
-            "sets": len(found),
-            "bytes": float(np.mean([entry["layer_bytes"] for entry, _ in found])),
-            "bits": float(np.mean([entry["layer_bits"] for entry, _ in found])),
+            "sets": len(own_scores),
+            "bytes": float(np.mean([entry["layer_bytes"] for entry, _ in own_scores])),
+            "bits": float(np.mean([entry["layer_bits"] for entry, _ in own_scores])),
             "perplexity": dense.value * times.value,
             "low": dense.value * times.low,
             "high": dense.value * times.high,
@@ -121,14 +121,14 @@ def _ways_on(record: dict[str, Any], text: str, timed: pd.Series) -> pd.DataFram
             "token_s": timed.get(name, np.nan),
         }
         rows.append(row)
-    made = pd.DataFrame(rows)
-    return made.assign(
-        front=pareto_front(made["bytes"], made["perplexity"]),
-        time_front=pareto_front(made["token_s"], made["perplexity"]),
+    table = pd.DataFrame(rows)
+    return table.assign(
+        front=pareto_front(table["bytes"], table["perplexity"]),
+        time_front=pareto_front(table["token_s"], table["perplexity"]),
     )
 
 
-def readable(found: pd.DataFrame) -> pd.DataFrame:
+def readable(table: pd.DataFrame) -> pd.DataFrame:
     """A row a way, from many bytes to few, as readers see it: in words.
 
     For each text the perplexity and how many times that of the 16-bit model it is, and
@@ -137,7 +137,7 @@ def readable(found: pd.DataFrame) -> pd.DataFrame:
     texts = [f"{text}{of}" for text in TEXTS.values() for of in ("", " (times)")]
     columns = ["bits a weight", "layers (MB)", *texts, "ms a token", "front"]
     rows: dict[str, dict[str, str]] = {}
-    for row in _each(found.sort_values("bytes", ascending=False, kind="stable")):
+    for row in _each(table.sort_values("bytes", ascending=False, kind="stable")):
         shown = rows.setdefault(str(row.name), dict.fromkeys(columns, ""))
         shown["bits a weight"] = f"{row.bits:.2f}"
         shown["layers (MB)"] = f"{row.bytes / 1e6:.1f}"
@@ -158,7 +158,7 @@ def numbers(record: dict[str, Any]) -> dict[str, Any]:
     and how many belong to a front; the ways whose streamed token is nearest to its
     reads alone, and farthest from them.
     """
-    found: Any = ways(record)
+    table: Any = ways(record)
     timed: Any = timing(record)
     calibrated = [
         entry["name"]
@@ -168,10 +168,10 @@ def numbers(record: dict[str, Any]) -> dict[str, Any]:
     sets: Any = pd.Series(calibrated).value_counts(sort=False)
     settings, systems = record["settings"], record["timing"]["systems"]
     near, far = timed.over_drain.idxmin(), timed.over_drain.idxmax()
-    said: dict[str, Any] = {
+    result: dict[str, Any] = {
         "origin": origin(record),
         "context": settings["context"],
-        "ways": found["name"].nunique(),
+        "ways": table["name"].nunique(),
         "sets": settings["calibration"]["parts"],
         "sets_least": int(sets.min()),
         "sets_most": int(sets.max()),
@@ -191,20 +191,20 @@ def numbers(record: dict[str, Any]) -> dict[str, Any]:
         "time_origin": origin(record["timing"]),
     }
     for text, count in settings["evaluation_tokens"].items():
-        said[f"tokens_{text}"] = count
+        result[f"tokens_{text}"] = count
         for front, cost in (("front", "bytes"), ("time_front", "token_s")):
-            best = found[(found.text == TEXTS[text]) & found[front]]
+            best = table[(table.text == TEXTS[text]) & table[front]]
             names = best.sort_values(cost, kind="stable")["name"]
-            said[f"{front}_{text}"] = ", ".join(names)
-            said[f"{front}_{text}_ways"] = len(names)
+            result[f"{front}_{text}"] = ", ".join(names)
+            result[f"{front}_{text}_ways"] = len(names)
     for kind, family in (("low_rank", LOW_RANK), ("corrected", CORRECTED)):
-        of_a_front = found[found.family == family].groupby("name").front.any()
-        said[f"{kind}_ways"] = len(of_a_front)
-        said[f"{kind}_front"] = int(of_a_front.sum())
-    return said
+        of_a_front = table[table.family == family].groupby("name").front.any()
+        result[f"{kind}_ways"] = len(of_a_front)
+        result[f"{kind}_front"] = int(of_a_front.sum())
+    return result
 
 
-def beaten(found: Any, *families: str) -> pd.DataFrame:
+def beaten(table: Any, *families: str) -> pd.DataFrame:
     """The ways of some families that belong to no front, each with whom it loses to.
 
     A row a way: its bits a weight and how many times the perplexity of 16 bits it has
@@ -213,13 +213,13 @@ def beaten(found: Any, *families: str) -> pd.DataFrame:
     beats on all texts has no row.
     """
     rows = {}
-    of_families = found[found.family.isin(families)]
+    of_families = table[table.family.isin(families)]
     for name, mine in of_families.groupby("name", sort=False):
-        winners = found[found["name"].isin(_beating(found, mine))]
+        winners = table[table["name"].isin(_beating(table, mine))]
         if mine.front.any() or winners.empty:
             continue
         winner = winners.sort_values("bytes")["name"].iloc[0]
-        by = found[found["name"] == winner]
+        by = table[table["name"] == winner]
         rows[name] = {
             "bits a weight": f"{mine.bits.iloc[0]:.2f}",
             "times the perplexity": ", ".join(map(rounded, mine.ratio)),
@@ -230,11 +230,11 @@ def beaten(found: Any, *families: str) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def _beating(found: Any, mine: pd.DataFrame) -> set[str]:
+def _beating(table: Any, mine: pd.DataFrame) -> set[str]:
     """The names of the ways that beat this one on each of its texts."""
     beating = []
     for row in _each(mine):
-        rows = found[found.text == row.text]
+        rows = table[table.text == row.text]
         as_good = (rows.bytes <= row.bytes) & (rows.perplexity <= row.perplexity)
         better = (rows.bytes < row.bytes) | (rows.perplexity < row.perplexity)
         beating.append(set(rows[as_good & better]["name"]))
@@ -247,14 +247,14 @@ def timing(record: dict[str, Any]) -> pd.DataFrame:
     Medians; `over_drain` is the first over the second. NaN in a row is a way that did
     not fit. `resident_layers` stay on the device.
     """
-    made = pd.DataFrame.from_dict(record["timing"]["systems"], orient="index")
-    made = made.reindex(columns=["token_s", "drain_s", "resident_layers"])
-    made = made.assign(
-        token_s=made.token_s.map(np.median),
-        drain_s=made.drain_s.map(np.median),
-        resident_layers=made.resident_layers.fillna(0).astype(int),
+    table = pd.DataFrame.from_dict(record["timing"]["systems"], orient="index")
+    table = table.reindex(columns=["token_s", "drain_s", "resident_layers"])
+    table = table.assign(
+        token_s=table.token_s.map(np.median),
+        drain_s=table.drain_s.map(np.median),
+        resident_layers=table.resident_layers.fillna(0).astype(int),
     )
-    return made.assign(over_drain=made.token_s / made.drain_s)
+    return table.assign(over_drain=table.token_s / table.drain_s)
 
 
 def rounded(value: float, digits: int = 2) -> str:
@@ -262,6 +262,6 @@ def rounded(value: float, digits: int = 2) -> str:
     return f"{value:,.{digits if value < 100 else 0}f}"
 
 
-def _each(found: Any) -> list[Any]:
+def _each(table: Any) -> list[Any]:
     """Rows with columns as attributes, which pandas does not declare."""
-    return list(found.itertuples())
+    return list(table.itertuples())

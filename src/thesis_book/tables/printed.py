@@ -175,8 +175,8 @@ def _labels(index: pd.Index, names: Mapping[Hashable, str]) -> pd.Index:
         return named if isinstance(named, str) else f"{named}".replace("-", MINUS)
 
     if isinstance(index, pd.MultiIndex):
-        made = [tuple(map(text, label)) for label in index]
-        return pd.MultiIndex.from_tuples(made, names=index.names)
+        texts = [tuple(map(text, label)) for label in index]
+        return pd.MultiIndex.from_tuples(texts, names=index.names)
     return pd.Index([text(label) for label in index], name=index.name, dtype=object)
 
 
@@ -189,8 +189,8 @@ def _spans(index: pd.Index, level: int) -> Sequence[tuple[str, int, int]]:
     if level == index.nlevels - 1:
         return [(label[-1], at, 1) for at, label in enumerate(labels)]
     runs = groupby(enumerate(labels), key=lambda item: item[1][: level + 1])
-    found = [(label[-1], [at for at, _ in run]) for label, run in runs]
-    return [(label, ats[0], len(ats)) for label, ats in found]
+    spans = [(label[-1], [at for at, _ in run]) for label, run in runs]
+    return [(label, ats[0], len(ats)) for label, ats in spans]
 
 
 def _cell(label: Hashable, scope: str, looks: str = "", **spans: int) -> str:

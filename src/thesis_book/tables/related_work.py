@@ -90,7 +90,7 @@ def counts(field: Field) -> dict[str, int | str]:
     wholly = others == "yes"
     both = wholly[mine].sum()
     alone = mine & ~others.isin(["yes", "partly"]).any(axis=1)
-    said = {"no": "no", "moot": "moot", "unread": ""}
+    words = {"no": "no", "moot": "moot", "unread": ""}
     return {
         "systems": others.shape[1],
         "features": len(field.features),
@@ -101,7 +101,7 @@ def counts(field: Field) -> dict[str, int | str]:
         "alone": int(alone.sum()),
         **{
             f"alone_{word}": int((others[alone] == value).sum().sum())
-            for word, value in said.items()
+            for word, value in words.items()
         },
         "alone_wholly": int((mine & ~wholly.any(axis=1)).sum()),
         "nearest": int(both.max()),

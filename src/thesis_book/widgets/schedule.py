@@ -75,13 +75,13 @@ def schedule() -> dict[str, Any]:
     """The batch, the decisions of every policy, and a best order with its proof."""
     batch = worked_batch()
     histories = {name: history(batch, name) for name in POLICIES}
-    found = solve(batch.trace, cores=batch.cores, slo_s=batch.slo_s)
-    best = by_hand(batch, found.history.log.tolist())
+    optimum = solve(batch.trace, cores=batch.cores, slo_s=batch.slo_s)
+    best = by_hand(batch, optimum.history.log.tolist())
     fewest = int(best.violated.sum())
     require(
-        fewest == found.bound,
+        fewest == optimum.bound,
         f"the order found has {fewest} violations in the page, the proof allows "
-        f"{found.bound}: expected both to be equal",
+        f"{optimum.bound}: expected both to be equal",
     )
     return {
         "cores": batch.cores,

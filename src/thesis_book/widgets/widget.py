@@ -54,9 +54,9 @@ def cost(chapter: Path) -> str:
     cells = json.loads(chapter.read_text())["cells"]
     outputs = (output for cell in cells for output in cell.get("outputs", []))
     shown = ("".join(output.get("data", {}).get("text/html", "")) for output in outputs)
-    found = next((html for html in shown if 'class="cost-calculator"' in html), "")
+    calculator = next((html for html in shown if 'class="cost-calculator"' in html), "")
     require(
-        bool(found),
+        bool(calculator),
         f"{chapter.name} shows no calculator of costs: expected one in an output of an "
         "executed chapter 6",
     )
@@ -66,5 +66,5 @@ def cost(chapter: Path) -> str:
     )
     return (
         '<div class="play" data-play="cost"><div class="play-still">'
-        f"<p>{still}</p>{found}</div></div>"
+        f"<p>{still}</p>{calculator}</div></div>"
     )

@@ -64,31 +64,31 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
         status, notes = 1, []
         try:
             for name, own in fields.items():
-                given = {field: options.pop(field) for field in own}
-                options[name] = parts[name].annotation(**given)
+                own_options = {field: options.pop(field) for field in own}
+                options[name] = parts[name].annotation(**own_options)
             function(**options)
             return
         except (InvalidInput, Lost) as error:
-            said, status = str(error), error.exit_code
+            message, status = str(error), error.exit_code
             notes = getattr(error, "__notes__", [])
         except BrokenPipeError:  # whoever reads has enough
             raise
         except OSError as error:
             named = f" ({error.filename})" if error.filename else ""
-            said = (
+            message = (
                 f"{error.strerror or error}{named}: expected files and folders that "
                 "can be read and written, on a disk with room; name others"
             )
         except MemoryError:
-            said = "this needs more memory than there is: ask for less"
+            message = "this needs more memory than there is: ask for less"
         except ModuleNotFoundError as error:
             if (error.name or "").startswith("thesis_lib"):
                 raise
-            said = (
+            message = (
                 f"this command needs the package {error.name}, which is not installed: "
                 f"pip install 'thesis-lib[{EXTRAS}]' brings all that any command needs"
             )
-        typer.echo("\n".join([*notes, f"thesis: {said}"]), err=True)
+        typer.echo("\n".join([*notes, f"thesis: {message}"]), err=True)
         raise typer.Exit(status)
 
     guarded.__dict__["__signature__"] = inspect.Signature(flat)

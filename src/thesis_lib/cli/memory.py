@@ -383,11 +383,13 @@ def convert(
     with bars:
         result = gguf.convert(source, output, allowed, tell, keep)
     types = ", ".join(f"{count} {kind}" for kind, count in result["types"].items())
-    kept = f", {result['kept']} matrices in their blocks" if result["kept"] else ""
+    blocks_note = (
+        f", {result['kept']} matrices in their blocks" if result["kept"] else ""
+    )
     line = (
         f"{units.format_size(result['bytes_before'])} ({types}) became "
         f"{units.format_size(result['bytes_after'])} of {result['dtype']} in "
-        f"{output}{kept}; at most {units.format_size(result['peak_bytes'])} of "
+        f"{output}{blocks_note}; at most {units.format_size(result['peak_bytes'])} of "
         "weights at a time"
     )
     show(result, as_json, [line])
@@ -424,9 +426,9 @@ def cost(
     from thesis_lib.memory.cost.prices import parse_override
     from thesis_lib.memory.cost.question import Question, summarize
 
-    asked = Question(**asdict(machine))
+    question = Question(**asdict(machine))
     with console.status("pricing"):
-        result = summarize(asked, parse_override(price or []))
+        result = summarize(question, parse_override(price or []))
     show(result, as_json, [*_priced(**result)])
 
 

@@ -276,13 +276,13 @@ def simulate(
         "--gap is of one policy alone, bid-price: leave it out",
     )
 
-    given = asdict(question)
-    rows, seeds = given.pop("rows"), given.pop("seeds")
-    given["rows"] = None if rows is None else units.parse_rows(rows)
+    request = asdict(question)
+    rows, seeds = request.pop("rows"), request.pop("seeds")
+    request["rows"] = None if rows is None else units.parse_rows(rows)
     system = machine.system()
 
     def answer(load: float | None) -> tuple[dict, list[str]]:
-        at = Study(load=load, system=system, **given)
+        at = Study(load=load, system=system, **request)
         if len(policy) > 1:
             compared = compare_policies(policy, at, seeds=8 if seeds is None else seeds)
             return compared, _compared(**compared)
@@ -299,8 +299,8 @@ def simulate(
         return
     lines = [
         line
-        for each, (_, said) in zip(load, answers, strict=True)
-        for line in (f"at a load of {each:g}:", *said, "")
+        for each, (_, summary) in zip(load, answers, strict=True)
+        for line in (f"at a load of {each:g}:", *summary, "")
     ]
     show({"loads": [result for result, _ in answers]}, as_json, lines[:-1])
 
@@ -347,9 +347,9 @@ def _compared(chosen: str, policies: list[dict]) -> list[str]:
     judged = f"was chosen on {seeds} seeds and judged on {seeds} others"
     if policies[0]["more_ci"] is None:
         judged = "has the fewest violations of this one sample"
-    told = f", which do not tell it from {', '.join(alike)}" if alike else ""
-    told += f"; there {', '.join(better)} did better" if better else ""
+    note = f", which do not tell it from {', '.join(alike)}" if alike else ""
+    note += f"; there {', '.join(better)} did better" if better else ""
     bound = policies[0]["lower_bound"]
     least = "" if bound is None else f"; no policy has fewer than {bound:.2%}"
     constants = "; rules have the constants shipped, which were tuned for scenario A"
-    return [*lines, f"take {chosen}: it {judged}{told}{least}{constants}"]
+    return [*lines, f"take {chosen}: it {judged}{note}{least}{constants}"]

@@ -42,10 +42,10 @@ def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
 def source_hash(module: Path) -> str:
     """Return the SHA-256 of a module and of all modules of this package it imports."""
     known: set[Path] = set()
-    found = {module}
-    while found:
-        known |= found
-        found = {path for each in found for path in _imported(each)} - known
+    frontier = {module}
+    while frontier:
+        known |= frontier
+        frontier = {path for each in frontier for path in _imported(each)} - known
     return file_hash(known)
 
 

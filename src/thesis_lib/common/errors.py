@@ -80,29 +80,29 @@ def vector(
     """
     import numpy as np
 
-    given = np.asarray(values)
+    raw = np.asarray(values)
     require(
-        given.dtype.kind not in "mMcSU",
-        f"{name} holds {given.dtype}: expected plain numbers, times in seconds",
+        raw.dtype.kind not in "mMcSU",
+        f"{name} holds {raw.dtype}: expected plain numbers, times in seconds",
     )
-    require(given.ndim == 1, f"{name} has shape {given.shape}: expected one dimension")
+    require(raw.ndim == 1, f"{name} has shape {raw.shape}: expected one dimension")
     if length is not None:
         require(
-            len(given) == length,
-            f"{name} has {len(given)} entries: expected {length}, one per transaction",
+            len(raw) == length,
+            f"{name} has {len(raw)} entries: expected {length}, one per transaction",
         )
     try:
         with np.errstate(invalid="ignore"):  # compared below
-            array = np.ascontiguousarray(given, dtype=dtype)
+            array = np.ascontiguousarray(raw, dtype=dtype)
     except (TypeError, ValueError, OverflowError) as error:
         raise InvalidInput(
-            f"{name} holds {given.dtype}, such as {given.flat[0]!r}: expected numbers "
+            f"{name} holds {raw.dtype}, such as {raw.flat[0]!r}: expected numbers "
             f"of type {np.dtype(dtype)}"
         ) from error
     if array.dtype.kind == "f":
         require_all(np.isfinite(array), name, array, "every entry must be finite")
-    elif given.dtype != array.dtype:
-        require_all(given == array, name, given, f"{array.dtype} cannot represent it")
+    elif raw.dtype != array.dtype:
+        require_all(raw == array, name, raw, f"{array.dtype} cannot represent it")
     if minimum is not None:
         require_all(array >= minimum, name, array, f"expected at least {minimum:g}")
     return array
@@ -169,12 +169,12 @@ def parse_object(
     raw: bytes, name: str, expected: str, refusal: type[InvalidInput] = InvalidInput
 ) -> dict[str, Any]:
     """The one JSON object that the bytes `raw` are. Raises `refusal`: `parse_json`."""
-    found = parse_json(raw, name, expected, refusal)
-    if not isinstance(found, dict):
+    value = parse_json(raw, name, expected, refusal)
+    if not isinstance(value, dict):
         raise refusal(
             f"{name} holds no JSON object: expected {expected}; copy it again"
         )
-    return found
+    return value
 
 
 def parse_json(
@@ -191,12 +191,12 @@ def parse_json(
         raise refusal(f"{name} {what}: expected {expected}; copy it again") from cause
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        members: dict[str, Any] = {}
         for name, value in pairs:
-            if name in found:
+            if name in members:
                 refuse(f"says {shown(name)} twice")
-            found[name] = value
-        return found
+            members[name] = value
+        return members
 
     def finite(text: str) -> float:
         number = float(text)
@@ -206,16 +206,16 @@ def parse_json(
 
     try:
         text = raw.decode("utf-8")
-        found = json.loads(
+        parsed = json.loads(
             text, object_pairs_hook=unique, parse_float=finite, parse_constant=finite
         )
         if "\\u" in text:
-            json.dumps(found, ensure_ascii=False).encode("utf-8")
+            json.dumps(parsed, ensure_ascii=False).encode("utf-8")
     except InvalidInput:
         raise
     except (ValueError, RecursionError) as error:
         refuse(_UNREADABLE.get(type(error), "is not readable JSON"), error)
-    return found
+    return parsed
 
 
 def whole(

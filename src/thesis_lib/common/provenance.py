@@ -101,17 +101,17 @@ class Usage(NamedTuple):
     @property
     def disturbance(self) -> str:
         """What others did to a measurement between two readings; "" for nothing."""
-        found = []
+        causes = []
         taken = self.others_s / self.wall_s
         scarce = self.idle_s < _IDLE_CORES * self.wall_s
         if self.others_s > _LEAST_S and taken > _OTHER_CORES and scarce:
             own = self.own_s / self.wall_s
-            found.append(f"others took {taken:.2f} cores, it {own:.2f}")
+            causes.append(f"others took {taken:.2f} cores, it {own:.2f}")
         # Its own disk is not known by name: that which moved most meanwhile.
         moved = max(self.disk_bytes.values(), default=0) - self.own_bytes
         if moved > _LEAST_BYTES and moved > _OTHER_BYTES * self.own_bytes > 0:
-            found.append(f"others moved {moved / 1e6:,.0f} MB on its disk")
-        return "; ".join(found)
+            causes.append(f"others moved {moved / 1e6:,.0f} MB on its disk")
+        return "; ".join(causes)
 
 
 _disturbances: list[str] = []  # of the measurements since the last that was asked for
@@ -132,20 +132,20 @@ def undisturbed(measure: Callable[[], T], tries: int = 3) -> T:
     if _asked:
         _disturbances.clear()
         _asked = False
-    begun, made = time.perf_counter(), []
+    begun, results = time.perf_counter(), []
     _watching = True
     try:
         while True:
             start = Usage.read()
             result = measure()
             used = Usage.read().since(start)
-            made.append((used.others_s / used.wall_s, used.disturbance, result))
+            results.append((used.others_s / used.wall_s, used.disturbance, result))
             spent_s = time.perf_counter() - begun
-            if not used.disturbance or len(made) >= tries or spent_s > _PATIENCE_S:
+            if not used.disturbance or len(results) >= tries or spent_s > _PATIENCE_S:
                 break
     finally:
         _watching = False
-    _, disturbance, result = min(made, key=lambda one: (one[1] != "", one[0]))
+    _, disturbance, result = min(results, key=lambda one: (one[1] != "", one[0]))
     if disturbance:
         _disturbances.append(disturbance)
     return result

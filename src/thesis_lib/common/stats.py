@@ -61,12 +61,12 @@ def mean_interval(values: ArrayLike) -> Interval:
 
     Raises InvalidInput without a value and for one that is not finite.
     """
-    found = _observed(values)
-    mean = float(found.mean())
-    if len(found) < LEAST:
-        return _range(mean, found)
-    reach = _student(len(found)) * float(found.std(ddof=1)) / sqrt(len(found))
-    return Interval(mean, mean - reach, mean + reach, n=len(found), method="Student")
+    sample = _observed(values)
+    mean = float(sample.mean())
+    if len(sample) < LEAST:
+        return _range(mean, sample)
+    reach = _student(len(sample)) * float(sample.std(ddof=1)) / sqrt(len(sample))
+    return Interval(mean, mean - reach, mean + reach, n=len(sample), method="Student")
 
 
 def ratio_interval(above: ArrayLike, below: ArrayLike) -> Interval:
@@ -107,17 +107,17 @@ def median_interval(values: ArrayLike) -> Interval:
     Sheather, Statistics & Probability Letters 4(2), 1986. Raises InvalidInput as
     `mean_interval`.
     """
-    found = np.sort(_observed(values))
-    median, n = float(np.median(found)), len(found)
+    sample = np.sort(_observed(values))
+    median, n = float(np.median(sample)), len(sample)
     if n < LEAST:
-        return _range(median, found)
+        return _range(median, sample)
     # covered[d]: how often the median lies between the d-th least and the d-th largest.
     covered = 1 - 2 * _binomial(n)
     d = int(np.searchsorted(-covered, -LEVEL, side="right")) - 1
     share = (covered[d] - LEVEL) / (covered[d] - covered[d + 1])
     share = (n - d) * share / (d + (n - 2 * d) * share)
-    low = (1 - share) * found[d - 1] + share * found[d]
-    high = (1 - share) * found[n - d] + share * found[n - d - 1]
+    low = (1 - share) * sample[d - 1] + share * sample[d]
+    high = (1 - share) * sample[n - d] + share * sample[n - d - 1]
     return Interval(median, float(low), float(high), n=n, method="order statistics")
 
 
@@ -149,8 +149,8 @@ def batch_interval(n: int, statistic: Callable[[slice], float]) -> Interval:
         f"{n} observations: expected two at least for each of {BATCHES} stretches",
     )
     ends = np.linspace(0, n, BATCHES + 1).astype(int).tolist()
-    found = mean_interval([statistic(slice(*pair)) for pair in pairwise(ends)])
-    whole, reach = float(statistic(slice(n))), (found.high - found.low) / 2
+    interval = mean_interval([statistic(slice(*pair)) for pair in pairwise(ends)])
+    whole, reach = float(statistic(slice(n))), (interval.high - interval.low) / 2
     return Interval(
         whole, whole - reach, whole + reach, n=BATCHES, method="batch means"
     )
@@ -182,14 +182,14 @@ def p_value(values: ArrayLike) -> float:
     Two-sided, by Student's t; 1 for fewer than LEAST values. Raises InvalidInput as
     `mean_interval`.
     """
-    found = _observed(values)
-    if len(found) < LEAST or not found.any():
+    sample = _observed(values)
+    if len(sample) < LEAST or not sample.any():
         return 1.0
     from scipy.special import stdtr
 
     with np.errstate(divide="ignore"):
-        t = abs(found.mean()) / found.std(ddof=1) * sqrt(len(found))
-    return round(2 * float(stdtr(len(found) - 1, -t)), 12)
+        t = abs(sample.mean()) / sample.std(ddof=1) * sqrt(len(sample))
+    return round(2 * float(stdtr(len(sample) - 1, -t)), 12)
 
 
 def holm(p_values: ArrayLike) -> NDArray[np.bool_]:
@@ -199,10 +199,10 @@ def holm(p_values: ArrayLike) -> NDArray[np.bool_]:
     however they depend on each other; Holm, Scandinavian Journal of Statistics 6(2),
     1979. Raises InvalidInput as `mean_interval`.
     """
-    found = _observed(p_values)
-    order = np.argsort(found, kind="stable")
-    passed = found[order] <= (1 - LEVEL) / np.arange(len(found), 0, -1)
-    rejected = np.empty(len(found), bool)
+    p = _observed(p_values)
+    order = np.argsort(p, kind="stable")
+    passed = p[order] <= (1 - LEVEL) / np.arange(len(p), 0, -1)
+    rejected = np.empty(len(p), bool)
     rejected[order] = np.logical_and.accumulate(passed)
     return rejected
 
@@ -238,12 +238,12 @@ def _binomial(n: int) -> F64:
 
 
 def _observed(values: ArrayLike) -> F64:
-    found = np.asarray(values, np.float64)
+    sample = np.asarray(values, np.float64)
     require(
-        found.ndim == 1 and len(found) > 0 and bool(np.isfinite(found).all()),
-        f"values of shape {found.shape}: expected one at least, each finite",
+        sample.ndim == 1 and len(sample) > 0 and bool(np.isfinite(sample).all()),
+        f"values of shape {sample.shape}: expected one at least, each finite",
     )
-    return found
+    return sample
 
 
 def _range(value: float, values: F64, n: int | None = None) -> Interval:

@@ -122,11 +122,11 @@ class SequencerMiddleware:
             client.close()
 
     def _slo_s(self, scope: Scope) -> float | None:
-        given = [self.slo_s[scope["path"]]] if scope["path"] in self.slo_s else []
+        limits = [self.slo_s[scope["path"]]] if scope["path"] in self.slo_s else []
         for name, value in scope["headers"]:
             if name == self.slo_header:
-                given.append(parse_slo_ms(name.decode(), value.decode("latin-1")))
-        return min(given, default=None)
+                limits.append(parse_slo_ms(name.decode(), value.decode("latin-1")))
+        return min(limits, default=None)
 
     def _closing(self, receive: Receive) -> Receive:
         async def receive_() -> Message:

@@ -93,19 +93,19 @@ def replay(path: Path | str, policy: str | OwnRule | None = None) -> Replayed:
     """
     events = started = refused = 0
     differs_at = fault = None
-    for number, entry, made, live in retell(Path(path), policy):
-        events, started = events + 1, started + len(made.started)
-        refused, fault = refused + len(made.refused), live.fault
-        if not is_as_logged(entry, made):
+    for number, entry, decided, live in retell(Path(path), policy):
+        events, started = events + 1, started + len(decided.started)
+        refused, fault = refused + len(decided.refused), live.fault
+        if not is_as_logged(entry, decided):
             differs_at = number
             break
     return Replayed(events, started, refused, differs_at, fault)
 
 
-def is_as_logged(entry: dict[str, Any], made: Decided) -> bool:
-    """Return whether `made` is what the line `entry` of a log says was decided."""
+def is_as_logged(entry: dict[str, Any], decided: Decided) -> bool:
+    """Return whether `decided` is what the line `entry` of a log says was decided."""
     logged = entry.get("start", []), entry.get("refuse", [])
-    return (made.started, made.refused) == logged
+    return (decided.started, decided.refused) == logged
 
 
 def retell(
@@ -135,12 +135,12 @@ def retell(
         raise InvalidInput(f"{path}, line 1: {_cause(error)}") from error
     for number, entry in enumerate(entries, start=2):
         try:
-            made = _tell(live, entry)
+            decided = _tell(live, entry)
         except (
             *(InvalidInput, KeyError, TypeError, ValueError, ArithmeticError),
         ) as error:
             raise InvalidInput(f"{path}, line {number}: {_cause(error)}") from error
-        yield number, entry, made, live
+        yield number, entry, decided, live
 
 
 def _cause(error: Exception) -> str:

@@ -93,22 +93,22 @@ def seconds(name: str, value: object) -> float:
     return float(value)  # type: ignore[arg-type]
 
 
-def at_hand(made: Policy, workers: int) -> Policy:
-    """The policy `made` with no request past it that no worker has.
+def at_hand(policy: Policy, workers: int) -> Policy:
+    """The policy `policy` with no request past it that no worker has.
 
     So whoever waits can still be refused, passed or gone. One that decides once, at an
     arrival, by what is past it, has it behind it.
     """
-    code = made.code
+    code = policy.code
     if code is not None and code.kind in AT_ARRIVAL:
-        return made
+        return policy
     if code is not None and code.kind == LIFO:
         code = code._replace(most=workers)
-    return replace(made, code=code, in_flight=workers)
+    return replace(policy, code=code, in_flight=workers)
 
 
-def _carry(old: State, new: State, kept: I64, to: I64) -> None:
-    """Repeat in `new`, which is idle, what happened in `old` to the slots `kept` (k,).
+def _carry(old: State, new: State, slots: I64, to: I64) -> None:
+    """Repeat in `new`, which is idle, what happened in `old` to the slots `slots` (k,).
 
     Slot i is called `to[i]` there. All that have not committed are among them.
     """
@@ -120,7 +120,7 @@ def _carry(old: State, new: State, kept: I64, to: I64) -> None:
     commit(new, ended, ends_s, ends_s, 0.0)
     new.dispatch_s[: len(logged)] = old.dispatch_s[entries]
     for name in ("granted_s", "start_s", "finish_s"):
-        getattr(new, name)[: len(kept)] = getattr(old, name)[kept]
+        getattr(new, name)[: len(slots)] = getattr(old, name)[slots]
 
 
 class LiveSequencer:
@@ -169,20 +169,22 @@ class LiveSequencer:
             not isinstance(feature_names, str) and len(set(names)) == len(names),
             f"feature_names={feature_names!r}: expected names that differ, in a tuple",
         )
-        made = policy(name, slo_s=slo_s, cores=int(workers))
+        chosen = policy(name, slo_s=slo_s, cores=int(workers))
         require(
-            made.code is None or made.code.kind != RANDOM,
-            f"policy {made.name!r} drops by the numbers of a trace, and here they are "
-            "given again: choose one that looks at the requests (bid-price)",
+            chosen.code is None or chosen.code.kind != RANDOM,
+            f"policy must decide by the requests, got {chosen.name!r}, which draws its "
+            "rejections by position in a trace. Choose another, such as bid-price.",
         )
         require(
-            not made.batched or batch_size == 1 or min(flush_s, made.flush_s) < np.inf,
-            f"policy {made.name!r} waits until {batch_size} requests have come, and "
+            not chosen.batched
+            or batch_size == 1
+            or min(flush_s, chosen.flush_s) < np.inf,
+            f"policy {chosen.name!r} waits until {batch_size} requests have come, and "
             "the last of them for ever: give flush_s, the seconds after which a batch "
             "is closed, or choose one with a timer (hybrid-corrected) or without "
             "batches (bid-price)",
         )
-        self.policy, self.own = at_hand(made, int(workers)), not isinstance(name, str)
+        self.policy, self.own = at_hand(chosen, int(workers)), not isinstance(name, str)
         self.workers, self.slo_s = int(workers), slo_s
         self.most_waiting = int(most_waiting)
         self.batch_size, self.flush_s = int(batch_size), float(flush_s)
@@ -460,10 +462,10 @@ class LiveSequencer:
 
     def _say(self, event: dict[str, Any], decided: Decided) -> Decided:
         if self.note is not None:
-            said = {"start": decided.started, "refuse": decided.refused}
-            said = {word: numbers for word, numbers in said.items() if numbers}
+            events = {"start": decided.started, "refuse": decided.refused}
+            events = {word: numbers for word, numbers in events.items() if numbers}
             try:
-                self.note({"t": self.now_s} | event | said)
+                self.note({"t": self.now_s} | event | events)
             except Exception:
                 self.note = None
                 _SAYS.exception("events are noted no more, and requests served on")
@@ -573,11 +575,11 @@ class LiveSequencer:
             by_slot: Any = SimpleNamespace(
                 forecast=lambda _, now_s: lookahead.forecast(ids, now_s)
             )
-            made = decide(self.policy, by_slot, batch, self.now_s)
+            decision = decide(self.policy, by_slot, batch, self.now_s)
             return Decision(
                 *(
                     np.array([self._slot[int(n)] for n in numbers], np.int64)
-                    for numbers in (made.order, made.dropped, made.held)
+                    for numbers in (decision.order, decision.dropped, decision.held)
                 )
             )
         if code.kind == FIFO:
@@ -588,8 +590,8 @@ class LiveSequencer:
         """Serve in order of arrival from now on, and say why."""
         self.fault = fault
         _SAYS.error("%s; requests are served first come, first served now", fault)
-        made = policy("fifo", slo_s=self.slo_s, cores=self.workers)
-        self.policy = at_hand(made, self.workers)
+        fifo = policy("fifo", slo_s=self.slo_s, cores=self.workers)
+        self.policy = at_hand(fifo, self.workers)
         self._close_batch()
         self._make_room(self._known())
 
@@ -608,25 +610,25 @@ class LiveSequencer:
         waiting = np.append(self._held, np.array(self._open, np.int64))
         return np.sort(np.append(logged, waiting))
 
-    def _make_room(self, kept: I64) -> None:
-        """Begin new columns with the slots `kept` (k,), and with all that was learned.
+    def _make_room(self, slots: I64) -> None:
+        """Begin new columns with the slots `slots` (k,), and with all that was learned.
 
         The columns of a look-ahead are as long as its log. A service has no last
         request, so what has ended is left behind whenever they are full.
         """
-        k = len(kept)
+        k = len(slots)
         n = max(_ROOM, 2 * (k + 1))
         to = np.full(len(self._number), NONE)
-        to[kept] = np.arange(k)
+        to[slots] = np.arange(k)
 
         def moved(column, fill):
             longer = np.full((n, *column.shape[1:]), fill, column.dtype)
-            longer[:k] = column[kept]
+            longer[:k] = column[slots]
             return longer
 
         state = idle_state(_no_keys(n), self.workers)
         if self._state is not None:
-            _carry(self._state, state, kept, to)
+            _carry(self._state, state, slots, to)
         self._number = moved(self._number, NONE)
         self._arrival_s = moved(self._arrival_s, 0.0)
         self._deadline_s = moved(self._deadline_s, np.inf)
@@ -642,13 +644,13 @@ class LiveSequencer:
 
     def _look_ahead(self, state: State, moved: Callable[..., Any]) -> Any:
         """A look-ahead over `state` that knows what the one before it had learned."""
-        made = self.policy.make_lookahead(
+        lookahead = self.policy.make_lookahead(
             state, _no_keys(len(self._number)), np.zeros(len(self._number)),
             self._deadline_s, SPREAD, 0.0,
         )  # fmt: skip
         if self._lookahead is None:
-            return made
-        old, new = self._lookahead.memory, made.memory
+            return lookahead
+        old, new = self._lookahead.memory, lookahead.memory
         new.estimated_s[:] = moved(old.estimated_s, 0.0)
         if len(new.pending):
             uncommitted = int(state.progress[LOGGED])
@@ -661,4 +663,4 @@ class LiveSequencer:
                 getattr(new.online, name)[:] = getattr(old.online, name)
             for name, fill in (("given", 0.0), ("asked_s", np.nan), ("probes", False)):
                 getattr(new.online, name)[:] = moved(getattr(old.online, name), fill)
-        return made
+        return lookahead

@@ -64,11 +64,11 @@ class _Strict(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _without_nothings(cls, said: Any) -> Any:
-        if not isinstance(said, dict):
-            return said
+    def _without_nothings(cls, body: Any) -> Any:
+        if not isinstance(body, dict):
+            return body
         known = cls.model_fields
-        return {k: v for k, v in said.items() if k in known or _asks(k, v)}
+        return {k: v for k, v in body.items() if k in known or _asks(k, v)}
 
 
 class _StreamOptions(_Strict):
@@ -103,8 +103,8 @@ class _Asked(_Strict):
 
     @field_validator("stop", mode="before")
     @classmethod
-    def _several(cls, said: Any) -> Any:
-        return [said] if isinstance(said, str) else said
+    def _several(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
 
     def writing(self, number: int) -> Writing:
         """How its text is continued: by `number`, the request's, if no seed is given.
@@ -123,12 +123,12 @@ class _Completion(_Asked):
 
     @field_validator("prompt", mode="before")
     @classmethod
-    def _one(cls, said: Any) -> Any:
-        if not isinstance(said, list) or not said or isinstance(said[0], int):
-            return said
-        if len(said) > 1:
+    def _one(cls, value: Any) -> Any:
+        if not isinstance(value, list) or not value or isinstance(value[0], int):
+            return value
+        if len(value) > 1:
             raise ValueError("expected one prompt; send a request for each")
-        return said[0]
+        return value[0]
 
     def ask(self, service: ModelService, number: int) -> Ask:
         prompt = self.prompt
@@ -164,8 +164,8 @@ class _Chat(_Asked):
             self.max_tokens is None or self.max_completion_tokens is None,
             "max_tokens and max_completion_tokens say the same: give one of them",
         )
-        said = [message.plain() for message in self.messages]
-        tokens = encode_messages(service.tokenizer, said)
+        messages = [message.plain() for message in self.messages]
+        tokens = encode_messages(service.tokenizer, messages)
         most = self.max_tokens or self.max_completion_tokens
         if most is None:
             most = max(1, min(_CHAT_TOKENS, service.context - len(tokens)))
@@ -202,8 +202,8 @@ def _failure(error: Exception) -> _Failed:
     if isinstance(error, InvalidInput) and not isinstance(error, StoreDamaged):
         return _Failed(400, str(error))
     if isinstance(error, HTTPException):
-        said = f"{error.detail}: expected a path and a method that is served"
-        return _Failed(error.status_code, said, headers=dict(error.headers or {}))
+        message = f"{error.detail}: expected a path and a method that is served"
+        return _Failed(error.status_code, message, headers=dict(error.headers or {}))
     code = "model_lost" if isinstance(error, ModelLost) else None
     return _Failed(500, str(error) or type(error).__name__, code=code)
 
@@ -240,15 +240,15 @@ class _Endpoint:
         request = Request(scope, receive)
         try:
             self.api.admit(request)
-            asked = _parse(self.form, await _body(request))
-            said = request.headers.get("x-slo-ms")
-            slo_s = None if said is None else parse_slo_ms("X-Slo-Ms", said)
+            body = _parse(self.form, await _body(request))
+            header = request.headers.get("x-slo-ms")
+            slo_s = None if header is None else parse_slo_ms("X-Slo-Ms", header)
         except ClientDisconnect:
             return
         except (_Failed, InvalidInput) as error:
             await _failure(error).response()(scope, receive, send)
             return
-        works = asyncio.create_task(self._answer(asked, slo_s, scope, send))
+        works = asyncio.create_task(self._answer(body, slo_s, scope, send))
         goes = asyncio.create_task(_gone(receive))
         try:
             await asyncio.wait({works, goes}, return_when=asyncio.FIRST_COMPLETED)
@@ -260,7 +260,7 @@ class _Endpoint:
                 await works
 
     async def _answer(
-        self, asked: _Completion | _Chat, slo_s: float | None, scope: Scope, send: Send
+        self, body: _Completion | _Chat, slo_s: float | None, scope: Scope, send: Send
     ) -> None:
         """Answer a request whole or piece by piece, or say why not."""
         number, begun = next(self.api.numbers), False
@@ -271,21 +271,21 @@ class _Endpoint:
             "model": self.api.service.name,
         }
         try:
-            self.api.require_here(asked.model)
+            self.api.require_here(body.model)
             # In a thread: a long text takes a second to become tokens.
-            ask = await asyncio.to_thread(asked.ask, self.api.service, number)
+            ask = await asyncio.to_thread(body.ask, self.api.service, number)
             async with self.api.service.answer(ask, slo_s) as answer:
-                if not asked.stream:
+                if not body.stream:
                     text = "".join([piece async for piece in answer])
-                    said = head | {
+                    reply = head | {
                         "choices": [self._choice(text, answer)],
                         "usage": _usage(answer),
                     }
-                    await JSONResponse(said)(scope, _nothing, send)
+                    await JSONResponse(reply)(scope, _nothing, send)
                     return
                 begun = True
                 await _start_events(send)
-                counted = asked.stream_options and asked.stream_options.include_usage
+                counted = body.stream_options and body.stream_options.include_usage
                 async for event in self._events(head, answer, bool(counted)):
                     await _event(send, json.dumps(event))
         except Exception as error:
@@ -297,11 +297,11 @@ class _Endpoint:
         await _event(send, "[DONE]", more=False)
 
     def _choice(self, text: str, answer: Answer) -> dict[str, Any]:
-        said: Any = {"text": text}
+        choice: Any = {"text": text}
         if self.form is _Chat:
-            said = {"message": {"role": "assistant", "content": text}}
+            choice = {"message": {"role": "assistant", "content": text}}
         reason = answer.ended and answer.ended.reason
-        return {"index": 0, "logprobs": None, "finish_reason": reason} | said
+        return {"index": 0, "logprobs": None, "finish_reason": reason} | choice
 
     async def _events(
         self, head: dict[str, Any], answer: Answer, counted: bool
@@ -348,9 +348,9 @@ class _Api:
 
     def admit(self, request: Request) -> None:
         """Raise _Failed for a client that does not say the key."""
-        said = request.headers.get("authorization", "")
+        header = request.headers.get("authorization", "")
         if self._key is not None and not hmac.compare_digest(
-            said.encode(), f"Bearer {self._key}".encode()
+            header.encode(), f"Bearer {self._key}".encode()
         ):
             raise _Failed(
                 401, "the API key is missing or another: send Authorization: Bearer "
@@ -385,8 +385,8 @@ class _Api:
     async def health(self, _: Request) -> Response:
         """Whether texts are written, and why not."""
         fault = self.service.fault
-        said = {"status": "ok"} if fault is None else {"status": "lost", "why": fault}
-        return JSONResponse(said, 200 if fault is None else 503)
+        status = {"status": "ok"} if fault is None else {"status": "lost", "why": fault}
+        return JSONResponse(status, 200 if fault is None else 503)
 
     async def metrics(self, request: Request) -> Response:
         """For Prometheus."""
@@ -501,13 +501,13 @@ class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
-        told = (signal.SIGINT, signal.SIGTERM)
-        for number in told:
+        handled = (signal.SIGINT, signal.SIGTERM)
+        for number in handled:
             loop.add_signal_handler(number, self.handle_exit, number, None)
         try:
             yield
         finally:
-            for number in told:
+            for number in handled:
                 loop.remove_signal_handler(number)
 
     def handle_exit(self, sig: int, frame: Any) -> None:

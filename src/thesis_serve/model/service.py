@@ -315,7 +315,7 @@ class ModelService:
                     lambda: None if opened.done() else settle(value)
                 )
 
-        asked: list[Answer] = []
+        active: list[Answer] = []
         verified = ", and hashing every file" if self.verify else ""
         self.report(f"opening the weights{verified}")
         metered = self.metered or self.device != "cpu"
@@ -339,43 +339,43 @@ class ModelService:
                 self.report("measuring a pass over the weights")
                 texts = Together(model)
                 say(opened.set_result, _pass_seconds(texts))
-                self._write(texts, asked)
+                self._write(texts, active)
         except BaseException as error:
             self.fault = str(error)
             _SAYS.error("the model is closed: %s", error)
             say(opened.set_exception, error)
         lost = ModelLost(self.fault)
-        self._taken.extendleft(asked)
+        self._taken.extendleft(active)
         while self._taken or not self._told_to_end:
             if not self._taken:
                 self._take(idle=True)
             while self._taken:
                 self._taken.popleft().tell(lost)
 
-    def _write(self, texts: Together, asked: list[Answer]) -> None:
-        """Pass by pass, until told to end; `asked` are those that write or will."""
+    def _write(self, texts: Together, active: list[Answer]) -> None:
+        """Pass by pass, until told to end; `active` are those that write or will."""
         waiting: deque[Answer] = deque()
         while True:
-            self._take(idle=not asked)
+            self._take(idle=not active)
             if self._told_to_end:
                 texts.close()
                 return
             while self._taken:
                 answer = self._taken.popleft()
-                if answer in asked:  # for the second time: it leaves
-                    asked.remove(answer)
+                if answer in active:  # for the second time: it leaves
+                    active.remove(answer)
                     if answer.lane is None:
                         waiting.remove(answer)
                     else:
                         texts.leave(answer.lane)
                 elif answer.lane is None:
-                    asked.append(answer)
+                    active.append(answer)
                     waiting.append(answer)
             while waiting and len(texts.lanes) < texts.model.plan.batch:
                 self._join(texts, waiting.popleft())
             texts.step()
-            for answer in [a for a in asked if a.lane is not None and a.lane.dead]:
-                asked.remove(answer)
+            for answer in [a for a in active if a.lane is not None and a.lane.dead]:
+                active.remove(answer)
                 self._end(answer)
 
     def _take(self, idle: bool) -> None:
@@ -389,11 +389,11 @@ class ModelService:
 
     def _join(self, texts: Together, answer: Answer) -> None:
         ask, model = answer.ask, texts.model
-        told = Told(self.tokenizer, ask.writing, answer.tell)
+        streamer = Told(self.tokenizer, ask.writing, answer.tell)
         prompt = torch.tensor([list(ask.tokens)], device=model.device)
         answer.lane = texts.join(
             lambda: write(
-                model, self.tokenizer, prompt, ask.most_tokens, ask.writing, told
+                model, self.tokenizer, prompt, ask.most_tokens, ask.writing, streamer
             )[0].tolist()
         )
 

@@ -64,10 +64,10 @@ class Lane(greenlet):
         """
         with self._drawing() if draws else nullcontext():
             try:
-                said = self.switch(*given)
-                self.row = said if isinstance(said, _Row) else None
-                self.needs = said if isinstance(said, int) and not self.dead else None
-                self.result = said if self.dead else None
+                reply = self.switch(*given)
+                self.row = reply if isinstance(reply, _Row) else None
+                self.needs = reply if isinstance(reply, int) and not self.dead else None
+                self.result = reply if self.dead else None
             except StoreDamaged:
                 raise
             except Exception as error:
@@ -182,9 +182,11 @@ class Together:
         with self.model.using(_ask, _multiply if joint else linear):
             for lane in lanes:
                 lane.go_on(weights, draws=draws)
-            while asked := [(lane, lane.row) for lane in lanes if lane.row is not None]:
+            while pending := [
+                (lane, lane.row) for lane in lanes if lane.row is not None
+            ]:
                 by_weight: dict[int, list[tuple[Lane, _Row]]] = defaultdict(list)
-                for lane, row in asked:
+                for lane, row in pending:
                     by_weight[row.weight.data_ptr()].append((lane, row))
                 for group in by_weight.values():
                     products = self._products([row for _, row in group])

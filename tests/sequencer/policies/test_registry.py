@@ -430,7 +430,11 @@ def test_what_is_no_policy_of_a_file_is_named(tmp_path, function, text, says):
         ("envoy", lambda: QueueParameters(window=0), "window must be positive"),
         ("bid-price", lambda: BidPriceParameters(gap=-0.1), "gap must be at least 0"),
         ("bid-price", lambda: BidPriceParameters(groups=0), "groups=0"),
-        ("bid-price", lambda: BidPriceParameters(exploration_period=0), "exploration_period must be positive"),
+        (
+            "bid-price",
+            lambda: BidPriceParameters(exploration_period=0),
+            "exploration_period must be positive",
+        ),
         ("late-edf", lambda: BidPriceParameters(gap=0.1), "must be LateBound, got Bid"),
         ("fifo", BidPriceParameters, "must be NoParameters, got BidPriceParameters"),
         ("bid-price", QueueParameters, "must be BidPriceParameters, got Queue"),

@@ -318,7 +318,7 @@ def test_what_cannot_have_happened_is_refused_and_changes_nothing(wrong, says):
         ({"name": "hybrid"}, "the last of them for ever"),
         ({"name": "hybrid", "flush_s": 0}, "flush_s=0"),
         ({"batch_size": 0}, "batch_size=0"),
-        ({"name": "random-drop", "flush_s": 1}, "by the numbers of a trace"),
+        ({"name": "random-drop", "flush_s": 1}, "by position in a trace"),
         ({"name": "fastest"}, "unknown"),
         ({"workers": 0}, "workers=0"),
         ({"workers": True}, "workers=True"),

@@ -102,18 +102,18 @@ def predict(row: Any, card: Card) -> dict[str, Any]:
         machine = replace(machine, host_bytes=0, disk_bytes_per_s=row.disk_bytes_per_s)
     if not row.resident:
         machine = replace(machine, device_bytes=least_device_bytes(spec, **options))
-    made = plan(spec, machine, **options)
+    streamed_plan = plan(spec, machine, **options)
     steps = max(1, row.generated)
     # The first of the generated tokens comes out of the pass over the prompt.
-    first_s = made.step_s(row.batch * max(1, row.prompt))
+    first_s = streamed_plan.step_s(row.batch * max(1, row.prompt))
 
     weight_bytes = spec.parameters * row.bits / 8
     crossing_s = max(0.0, weight_bytes - card.memory_bytes) / card.raw_bytes_per_s
     tokens = row.batch * (max(1, row.prompt) + steps - 1)
     computing_s = tokens * spec.flops_per_token() / machine.flops_per_s
     return {
-        "plan": made,
-        "predicted_s": first_s + (steps - 1) * made.step_s(row.batch),
+        "plan": streamed_plan,
+        "predicted_s": first_s + (steps - 1) * streamed_plan.step_s(row.batch),
         "bound_s": max(steps * crossing_s, computing_s),
     }
 
@@ -127,8 +127,8 @@ def predictions(folder: Path | None = None) -> pd.DataFrame:
     """
     cards = read_cards(folder)
     table: Any = read_rows(folder)
-    made = [predict(row, cards[row.device]) for row in table.itertuples()]
-    table = table.join(pd.DataFrame(made))
+    rows = [predict(row, cards[row.device]) for row in table.itertuples()]
+    table = table.join(pd.DataFrame(rows))
     table["ratio"] = table.predicted_s / table.published_s
     table["within"] = (table.ratio - 1).abs() <= TOLERANCE
     for name in ("predicted", "bound"):

@@ -70,8 +70,8 @@ def solve(
     start_s = np.full(n, np.nan)
     _start_early(jobs, locks, cores, log, start_s)
     log = log[~np.isnan(start_s[log])]
-    found = replay(trace, log, start_s[log], cores=cores, slo_s=slo_s)
-    return Window(min(found, first, key=lambda h: h.violated.sum()), bound)
+    schedule = replay(trace, log, start_s[log], cores=cores, slo_s=slo_s)
+    return Window(min(schedule, first, key=lambda h: h.violated.sum()), bound)
 
 
 def _model(

@@ -229,16 +229,16 @@ def _freed(jobs, start_s, from_s, until_s, reach_s):
     first = np.searchsorted(jobs.arrival_s, from_s - reach_s)
     last = np.searchsorted(jobs.arrival_s, until_s)
     ids = np.empty(last - first, np.int64)
-    found = 0
+    n_freed = 0
     for i in range(first, last):
         if np.isnan(start_s[i]):
             free = jobs.deadline_s[i] - jobs.service_s[i] >= from_s
         else:
             free = from_s <= start_s[i] < until_s
         if free:
-            ids[found] = i
-            found += 1
-    return ids[:found]
+            ids[n_freed] = i
+            n_freed += 1
+    return ids[:n_freed]
 
 
 @njit(cache=True)
@@ -377,13 +377,13 @@ def search(
     """
     n = len(trace)
     jobs, locks = _problem(trace, slo_s)
-    kept = kise_ibaraki_mine(
+    on_time = kise_ibaraki_mine(
         trace.arrival_s,
         trace.service_s / cores,
         np.maximum.accumulate(jobs.deadline_s),
     )
     logs = []
-    for last in (np.zeros(n, bool), ~kept):
+    for last in (np.zeros(n, bool), ~on_time):
         rank = np.where(last, np.inf, jobs.deadline_s)
         order = np.empty(n, np.int64)
         idle = np.full(cores, EARLY), np.full(cores, NONE)

@@ -134,9 +134,9 @@ def totals(trace: Trace, predicted_s: Mapping[str, F64]) -> pd.DataFrame:
     return pd.DataFrame(sums).rename_axis("type")
 
 
-def missing(trace: Trace, kept: Trace) -> pd.Series:
-    """Percentage of the transactions of `trace` that are not in `kept`, by type."""
-    before, after = _of_each(trace, np.sum), _of_each(kept, np.sum)
+def missing(trace: Trace, subset: Trace) -> pd.Series:
+    """Percentage of the transactions of `trace` that are not in `subset`, by type."""
+    before, after = _of_each(trace, np.sum), _of_each(subset, np.sum)
     return 100 * (1 - after.reindex(before.index, fill_value=0) / before)
 
 
@@ -244,11 +244,13 @@ def importance(
     for k, kind in enumerate(trace.kinds):
         of = trace.kind == k
         if of.any():
-            found: Any = permutation_importance(
+            importances: Any = permutation_importance(
                 readable, trace.features[of], trace.service_s[of], scoring=_log_error,
                 n_repeats=repeats, random_state=0,
             )  # fmt: skip
-            rows[kind.replace("_", " ")] = 100 * np.expm1(found["importances_mean"])
+            rows[kind.replace("_", " ")] = 100 * np.expm1(
+                importances["importances_mean"]
+            )
     return pd.DataFrame(rows, index=list(trace.feature_names)).T.rename_axis("type")
 
 
@@ -264,8 +266,8 @@ def dependence(
     (column,) = columns(trace, (feature,))
     features = trace.features[of]
     values = np.unique(features[:, column])
-    found: Any = partial_dependence(
+    partial: Any = partial_dependence(
         _Readable(estimator, trace.feature_names), features, [int(column)],
         custom_values={int(column): values}, kind="average",
     )  # fmt: skip
-    return pd.Series(found["average"][0], index=values).rename_axis(feature)
+    return pd.Series(partial["average"][0], index=values).rename_axis(feature)

@@ -158,14 +158,18 @@ def constants(
             **{name: factor * getattr(BidPriceParameters(), name)}
         )
         for name in (
-            "step", "price_recovery", "window", "reservation_window", "deadline_weight"
+            "step",
+            "price_recovery",
+            "window",
+            "reservation_window",
+            "deadline_weight",
         )
         for word, factor in (("half", 0.5), ("twice", 2.0))
     }
     policies = {" ".join(of): ("bid-price", terms) for of, terms in varied.items()}
-    made = compare_designs(config, policies, loads, seeds).rename_axis(columns=None)
-    made.index = pd.MultiIndex.from_tuples(list(varied), names=["constant", ""])
-    return made
+    table = compare_designs(config, policies, loads, seeds).rename_axis(columns=None)
+    table.index = pd.MultiIndex.from_tuples(list(varied), names=["constant", ""])
+    return table
 
 
 def censored(config: SimulationConfig, load: float, *, seeds: int) -> pd.DataFrame:
@@ -174,7 +178,7 @@ def censored(config: SimulationConfig, load: float, *, seeds: int) -> pd.DataFra
     The calibration sees the admitted alone. Its line, of the logarithm of the time on
     that of the estimate, is fitted here to all of these, and the residuals of both rows
     are from it: `within` is the share of a row, in percent, that took no longer than
-    the factor within which a share `confidence_threshold` of the admitted stayed, and quantiles
+    the factor that covers a share `confidence_threshold` of the admitted, and quantiles
     are factors too. `share` is of the arrivals, in percent; medians are in
     milliseconds. Without a row `refused` where nothing was.
     """
@@ -217,8 +221,12 @@ WITHOUT = {
     "without reservations": BidPriceParameters(reservation_window=-np.inf),
     "without calibration": BidPriceParameters(window=0.0),
     "without deadline weight": BidPriceParameters(deadline_weight=0.0),
-    "without price or deadline weight": BidPriceParameters(step=0.0, deadline_weight=0.0),
-    "one threshold": BidPriceParameters(confidence_threshold=BidPriceParameters().least_p),
+    "without price or deadline weight": BidPriceParameters(
+        step=0.0, deadline_weight=0.0
+    ),
+    "one threshold": BidPriceParameters(
+        confidence_threshold=BidPriceParameters().least_p
+    ),
     "never sent ahead": BidPriceParameters(max_wait=0.0),
 }
 
@@ -246,10 +254,10 @@ def by_place(runs: pd.DataFrame) -> pd.DataFrame:
 
     Columns are a place and a load. Means over the seeds.
     """
-    made = runs.pivot_table(
+    table = runs.pivot_table(
         index="policy", columns=["place", "load"], values="violations", sort=False
     )
-    return 100 * made.rename_axis(columns=[None, None])
+    return 100 * table.rename_axis(columns=[None, None])
 
 
 BASELINES = (
@@ -342,8 +350,8 @@ def worth_of_learning(runs: pd.DataFrame, load: float) -> dict[str, float | str]
         ("learned_over_constant", "bid-price", constant),
         ("learned_over_simple", "bid-price", best),
     ):
-        found = reduction(runs, policy, load, baseline)
-        numbers |= found.numbers(name, 100)
+        gain = reduction(runs, policy, load, baseline)
+        numbers |= gain.numbers(name, 100)
     return numbers
 
 
@@ -498,7 +506,7 @@ def distances(
             name: _run(config, at.trace, name, at.trace.service_s) for name in BEGUN
         }
         bid_price = _run(config, at.trace, "bid-price", at.estimated_s)
-        made = {
+        row = {
             "fifo": _run(config, at.trace, "fifo", at.estimated_s),
             "bid-price": bid_price,
             "bid-price-oracle": exact["bid-price"],
@@ -510,7 +518,7 @@ def distances(
         in_vain = would_be_on_time(
             at.trace, bid_price, cores=config.cores, lag_s=config.delays.lag_s
         )
-        for name, history in made.items():
+        for name, history in row.items():
             yield {
                 "policy": name,
                 "violations": history.violated.mean(),

@@ -395,9 +395,9 @@ def _decide(site, memory, model, code, calendar, in_flight, booked_s, now_s):
     if 0 < in_flight <= released:
         return
     orders, drops, holds = decide_into(code, memory, model, held[:waiting], now_s)
-    made = memory.decided
+    decided = memory.decided
     order, room = (
-        made.order[:orders],
+        decided.order[:orders],
         in_flight - released if in_flight > 0 else waiting,
     )
     for row in order[:room]:
@@ -411,12 +411,12 @@ def _decide(site, memory, model, code, calendar, in_flight, booked_s, now_s):
             calendar.merging[merged], calendar.booked_s[merged] = i, booked_s
             calendar.counts[MERGED] = merged + 1
             counts[MERGING] += 1
-    for row in made.dropped[:drops]:
+    for row in decided.dropped[:drops]:
         calendar.decided_s[owner[row]] = now_s
         calendar.dropped[owner[row]] = True
-    kept = np.sort(np.concatenate((order[room:], made.held[:holds])))
-    held[: len(kept)] = kept
-    counts[HELD] = len(kept)
+    still_held = np.sort(np.concatenate((order[room:], decided.held[:holds])))
+    held[: len(still_held)] = still_held
+    counts[HELD] = len(still_held)
 
 
 @njit(cache=True)
@@ -590,7 +590,7 @@ def _history(
             read_s[ids, side] = state.finish_s[read]
             ready_s[ids, side] = state.granted_s[execute]
             finish_s[ids, side] = state.finish_s[execute]
-    kept = ~calendar.dropped
+    admitted = ~calendar.dropped
     local = ~work.crosses
     read_s[local], ready_s[local] = np.nan, np.nan
     log = [site.state.log[: site.state.progress[LOGGED]] for site in places]
@@ -611,7 +611,7 @@ def _history(
             start_s=whole(start_s, np.minimum),
             finish_s=whole(finish_s, np.maximum),
             dropped=calendar.dropped,
-            log=calendar.log[: kept.sum()].copy(),
+            log=calendar.log[: admitted.sum()].copy(),
         ),
         granted_s=granted_s,
         read_s=read_s,

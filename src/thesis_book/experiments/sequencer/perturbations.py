@@ -120,9 +120,9 @@ def hottest(keys: KeySets) -> int:
 
 def locking(keys: KeySets, key: int) -> Bool:
     """(n,) which transactions lock `key`, in either mode."""
-    found = np.zeros(len(keys), bool)
-    found[keys.owner[keys.keys == key]] = True
-    return found
+    mask = np.zeros(len(keys), bool)
+    mask[keys.owner[keys.keys == key]] = True
+    return mask
 
 
 def crowded(seen: Seen, rng: np.random.Generator, share: float) -> Seen:

@@ -148,8 +148,10 @@ def under_random_misestimation(
         seen = anything(Seen(trace, estimated_s), rng, after)
         row = {"cell": name, "load": load, "objective": times, "after": after}
         for label, tried in (("fifo", "fifo"), ("policy", policy)):
-            made = config.history(trace, config.policy(tried), seen.estimated_s, load)
-            row[label] = float(made.violated[after + LEARNING :].mean())
+            history = config.history(
+                trace, config.policy(tried), seen.estimated_s, load
+            )
+            row[label] = float(history.violated[after + LEARNING :].mean())
         yield row
 
     sources = np.random.SeedSequence(seed).spawn(cases)
@@ -208,8 +210,8 @@ def through_a_crowd(
         row = {"arrived": _by_window(place, np.ones(len(place)))}
         for name in policies:
             policy = crowded.policy(name)
-            made = crowded.history(at.trace, policy, at.estimated_s, at.load)
-            row[name] = _by_window(place, made.violated[inside].astype(float))
+            history = crowded.history(at.trace, policy, at.estimated_s, at.load)
+            row[name] = _by_window(place, history.violated[inside].astype(float))
         yield row
 
     runs = run_paired(measure, crowded, [load], seeds=seeds, seed=seed)
@@ -242,12 +244,12 @@ def recovery_s(shares: pd.DataFrame, crowd: FlashCrowd, policy: str) -> float:
     most RECOVERY_TOLERANCE above it, together with the next one, infinity if none is.
     """
     begins_s = shares.index.to_numpy()
-    made = shares[policy].to_numpy()
+    values = shares[policy].to_numpy()
     before = (begins_s >= -crowd.end_s + crowd.begin_s / 10) & (
         begins_s < -crowd.last_s - 0.99 * np.diff(begins_s)[0]
     )
     after = begins_s > -np.diff(begins_s)[0] / 2
-    within = after & (made <= made[before].mean() + RECOVERY_TOLERANCE)
+    within = after & (values <= values[before].mean() + RECOVERY_TOLERANCE)
     back = np.flatnonzero(within[:-1] & within[1:])
     return float(max(begins_s[back[0]], 0.0)) if len(back) else np.inf
 
@@ -276,7 +278,7 @@ def workload_cells(
         ycsb_name(at): ycsb(n, scale, seed, theta=theta)
         for at, theta in enumerate(ZIPF_EXPONENTS)
     }
-    made = {
+    cells = {
         "A": SimulationConfig.of_scenario("A", transactions=transactions, cores=CORES)
     } | {
         name: SimulationConfig.of_trace(
@@ -286,11 +288,11 @@ def workload_cells(
         for name, log in logs.items()
     }  # fmt: skip
     by_type = {
-        f"{name}, {factor} x median": made[name].by_type(factor)
+        f"{name}, {factor} x median": cells[name].by_type(factor)
         for name in ("A", "TPC-C")
         for factor in FACTORS
     }
-    return made | by_type
+    return cells | by_type
 
 
 def by_workload(runs: pd.DataFrame, load: float) -> pd.DataFrame:
@@ -299,7 +301,7 @@ def by_workload(runs: pd.DataFrame, load: float) -> pd.DataFrame:
     Columns: violations or cost, then the policy. Means over the seeds.
     """
     at = runs[runs["load"] == load]
-    made = at.pivot_table(
+    table = at.pivot_table(
         index="workload", columns="policy", values=["violations", "cost"], sort=False
     )
-    return 100 * made.loc[:, ["violations", "cost"]]
+    return 100 * table.loc[:, ["violations", "cost"]]

@@ -106,7 +106,7 @@ def weak_scaling(
             work = merge(traces, crossing if count > 1 else 0.0, crossing_seed)
             estimated_s = NOISY(work.trace, estimate_seed)
             for name in policies:
-                made = simulate_partitions(
+                result = simulate_partitions(
                     work, config.policy(name), estimated_s, cores=config.cores,
                     slo_s=config.slo_s, exchange=exchange,
                 )  # fmt: skip
@@ -115,7 +115,7 @@ def weak_scaling(
                     "crossing": crossing,
                     "seed": number,
                     "policy": name,
-                    **_measures(work, made, config.saturation_per_s),
+                    **_measures(work, result, config.saturation_per_s),
                 }
 
     points = (
@@ -127,15 +127,15 @@ def weak_scaling(
 
 
 def _measures(
-    work: Partitioned, made: PartitionedHistory, saturation_per_s: float
+    work: Partitioned, result: PartitionedHistory, saturation_per_s: float
 ) -> dict[str, float]:
-    report = summarise(work.trace, made.history)
+    report = summarise(work.trace, result.history)
     full_per_s = work.partitions * saturation_per_s
-    aside_s = (made.ready_s - made.read_s)[~np.isnan(made.read_s)]
-    violated = made.history.violated[work.crosses]
+    aside_s = (result.ready_s - result.read_s)[~np.isnan(result.read_s)]
+    violated = result.history.violated[work.crosses]
     until_s = work.trace.arrival_s[-1:]  # of a run in which nothing commits
-    if not np.isnan(made.finish_s).all():
-        until_s = made.finish_s
+    if not np.isnan(result.finish_s).all():
+        until_s = result.finish_s
     span_s = np.nanmax(until_s) - work.trace.arrival_s[0]
     return {
         "violations": report.violations,
@@ -155,15 +155,15 @@ def capacities(runs: pd.DataFrame, exchange: Exchange = EXCHANGE) -> pd.DataFram
     is a share `exchange.repeated` more work than a local transaction, and waiting for
     locks can only make it less.
     """
-    made = 100 * runs.pivot_table(
+    percent = 100 * runs.pivot_table(
         index="partitions", columns=["crossing", "policy"], values="throughput"
     )
     for crossing in sorted(runs["crossing"].unique()):
-        made[crossing, "cores"] = [
+        percent[crossing, "cores"] = [
             100.0 / (1 + (crossing if count > 1 else 0.0) * exchange.repeated)
-            for count in made.index
+            for count in percent.index
         ]
-    return made.sort_index(axis=1)
+    return percent.sort_index(axis=1)
 
 
 def one_sequencer(cases: Sequence[Mapping]) -> pd.DataFrame:
@@ -173,10 +173,10 @@ def one_sequencer(cases: Sequence[Mapping]) -> pd.DataFrame:
     (`rate_per_s`), the mean cost of a decision to a transaction (`decide_us`), and
     their product (`busy`): above 1, one sequencer cannot keep up.
     """
-    made = pd.DataFrame(cases).set_index(["policy", "load", "cores"]).sort_index()
-    made = made.rename(columns={"decide_mean_us": "decide_us"})
-    busy = 1e-6 * made["rate_per_s"] * made["decide_us"]
-    return made[["rate_per_s", "decide_us"]].assign(busy=busy)
+    table = pd.DataFrame(cases).set_index(["policy", "load", "cores"]).sort_index()
+    table = table.rename(columns={"decide_mean_us": "decide_us"})
+    busy = 1e-6 * table["rate_per_s"] * table["decide_us"]
+    return table[["rate_per_s", "decide_us"]].assign(busy=busy)
 
 
 def decision_us(busy: pd.DataFrame, at: float, by: str = "rate_per_s") -> float:
@@ -242,15 +242,15 @@ def behind_one_sequencer(
     has, whatever its `load`. Shares of 1: a row a machine, by its cores, and seed;
     columns "free" and "as measured".
     """
-    made = {}
+    columns = {}
     for config in machines:
         works_s = 1e-6 * decision_us(busy, config.cores, "cores")
         runs = grid.against_sequencing(
             config, [policy], load, [0.0, works_s], seeds=seeds, seed=seed
         )
         by_cost = runs.pivot_table("violations", "seed", "sequencer_s")
-        made[config.cores] = by_cost.set_axis(["free", "as measured"], axis=1)
-    return pd.concat(made, names=["cores"])
+        columns[config.cores] = by_cost.set_axis(["free", "as measured"], axis=1)
+    return pd.concat(columns, names=["cores"])
 
 
 def one_or_many(

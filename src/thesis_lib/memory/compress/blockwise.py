@@ -105,24 +105,24 @@ class Block:
     def inputs(self, number: int, name: str) -> Tensor:
         """The rows (t, n) of one window that reach the matrix `name`, in float64."""
         matrix = self.layer.get_submodule(name)
-        found = _reaching(matrix, lambda: self.run(self.hidden[number]))
-        return found.reshape(-1, found.shape[-1]).double()
+        captured = _reaching(matrix, lambda: self.run(self.hidden[number]))
+        return captured.reshape(-1, captured.shape[-1]).double()
 
     def groups(self, names: Sequence[str]) -> list[list[str]]:
         """The names of matrices by the input that they share, in the order of use."""
-        found: list[tuple[Tensor, list[str]]] = []
+        names_by_input: list[tuple[Tensor, list[str]]] = []
 
         def note(name: str) -> _Hook:
             def hook(inputs: tuple[Any, ...], _: dict[str, Any]) -> None:
-                if not found or found[-1][0] is not inputs[0]:
-                    found.append((inputs[0], []))
-                found[-1][1].append(name)
+                if not names_by_input or names_by_input[-1][0] is not inputs[0]:
+                    names_by_input.append((inputs[0], []))
+                names_by_input[-1][1].append(name)
 
             return hook
 
         with before({self.layer.get_submodule(name): note(name) for name in names}):
             self.run(self.hidden[0])
-        return [group for _, group in found]
+        return [group for _, group in names_by_input]
 
 
 @torch.no_grad()
@@ -163,15 +163,15 @@ def walk_blocks(
 
 def _reaching(module: nn.Module, run: Callable[[], object]) -> Tensor:
     """The first input that reaches a module in a run, which ends there."""
-    found: list[Tensor] = []
+    captured: list[Tensor] = []
 
     def take(inputs: tuple[Any, ...], _: dict[str, Any]) -> None:
-        found.append(inputs[0])
+        captured.append(inputs[0])
         raise _Reached
 
     with before({module: take}), suppress(_Reached):
         run()
-    return found[0]
+    return captured[0]
 
 
 class _Reached(Exception):
@@ -212,17 +212,17 @@ def quantise_model(
                 factor = output_factors[f"{block.name}.{name}"]
                 outputs = whitening(factor, len(factor))
             weight = layer.weight.double().numpy()
-            made = correct(weight, Metric(inputs, outputs), recipe, rounds)
-            layer.weight.copy_(torch.from_numpy(made.restore()))
-            stored[f"{number}.{name}"] = made
+            corrected = correct(weight, Metric(inputs, outputs), recipe, rounds)
+            layer.weight.copy_(torch.from_numpy(corrected.restore()))
+            stored[f"{number}.{name}"] = corrected
     return twin, stored
 
 
 def _whitened(gram: F64, group: int, known: list[tuple[F64, Whitening]]) -> Whitening:
     """The whitening of a Gram matrix, once for all matrices that share their inputs."""
-    for other, made in known:
-        if made.group == group and np.array_equal(other, gram):
-            return made
+    for other, factor in known:
+        if factor.group == group and np.array_equal(other, gram):
+            return factor
     known.append((gram, whitening(gram, group)))
     return known[-1][1]
 
@@ -313,13 +313,13 @@ def _moments(dense: Block, block: Block, name: str) -> tuple[F64, F64]:
 
 def _trainable(layer: nn.Module) -> list[nn.Parameter]:
     """The factors and the norms of a layer; matrices that stayed dense are not."""
-    found = []
+    parameters = []
     for part in layer.modules():
         if isinstance(part, LowRankLinear):
-            found += [part.left, part.right]
+            parameters += [part.left, part.right]
         elif "Norm" in type(part).__name__:
-            found += list(part.parameters(recurse=False))
-    return found
+            parameters += list(part.parameters(recurse=False))
+    return parameters
 
 
 @torch.enable_grad()
@@ -342,7 +342,7 @@ def _refine(block: Block, targets: list[Tensor], how: Refinement) -> None:
     def held_out() -> float:
         return sum(float(error(at)) for at in range(read, len(targets)))
 
-    before, kept = held_out(), [p.detach().clone() for p in parameters]
+    before, snapshot = held_out(), [p.detach().clone() for p in parameters]
     scale = judged / before if before > 0 else 1.0
     # Steps are smaller than the steps of bfloat16: they add up in float32.
     masters = [p.detach().float().clone() for p in parameters]
@@ -360,7 +360,7 @@ def _refine(block: Block, targets: list[Tensor], how: Refinement) -> None:
         _assign(parameters, masters)
     _let_train(parameters, False)
     if not held_out() < before:
-        _assign(parameters, kept)
+        _assign(parameters, snapshot)
 
 
 def _let_train(parameters: list[nn.Parameter], wanted: bool) -> None:

@@ -231,15 +231,17 @@ class CompressionConfig:
         ways = {
             "weights": self.weights, "rank_ratio": self.rank_ratio, "bits": self.bits,
         }  # fmt: skip
-        asked = [f"{way}={value!r}" for way, value in ways.items() if value is not None]
+        chosen = [
+            f"{way}={value!r}" for way, value in ways.items() if value is not None
+        ]
         require(
-            len(asked) > 0,
+            len(chosen) > 0,
             f"no compression is asked for: give weights {' or '.join(_kinds())}, or a "
             "rank_ratio, or bits 2, 3 or 4",
         )
         require(
-            len(asked) == 1,
-            f"{' and '.join(asked)} are two compressions: give one of them",
+            len(chosen) == 1,
+            f"{' and '.join(chosen)} are two compressions: give one of them",
         )
         for name, default in (("correction_rank", 0), ("group", 64)):
             require(
@@ -421,6 +423,6 @@ def streamed_perplexity(folder: Path | str, tokens: Tensor, context: int) -> Per
     """
     longest = getattr(read_config(Path(folder)), "max_position_embeddings", context)
     context = min(context, longest)
-    made = plan_streamed(folder, 1, context, context, ring=3, logit_tokens=context)
-    with StreamedModel(folder, made) as model:
+    sized = plan_streamed(folder, 1, context, context, ring=3, logit_tokens=context)
+    with StreamedModel(folder, sized) as model:
         return perplexity(model.logits, tokens, context)

@@ -89,37 +89,37 @@ def round_to_nearest(weight: ArrayLike, grid: Grid) -> QuantisedMatrix:
     return QuantisedMatrix(grid, codes.astype(np.uint8).reshape(m, n), scales)
 
 
-def gptq(weight: ArrayLike, given: Whitening, grid: Grid) -> QuantisedMatrix:
+def gptq(weight: ArrayLike, whitened: Whitening, grid: Grid) -> QuantisedMatrix:
     """Round input by input, the error of each made good by those that follow.
 
     Frantar et al., GPTQ, ICLR 2023: V⁻¹ is the Cholesky factor of the inverse Gram that
     it updates with. The scale of a group is found when its turn comes, for its weights
     as they then are: of `SHRINKS` the one with the least error in the metric of the
-    method. `given` is `whitening(gram, grid.group)`. Raises InvalidInput for weights
+    method. `whitened` is `whitening(gram, grid.group)`. Raises InvalidInput for weights
     that are not finite or whose shape does not fit.
     """
     matrix = _checked(weight, grid)
     m, n = matrix.shape
     require(
-        len(given.order) == n and given.group == grid.group,
-        f"whitening is of {len(given.order)} inputs in groups of {given.group}: "
+        len(whitened.order) == n and whitened.group == grid.group,
+        f"whitening is of {len(whitened.order)} inputs in groups of {whitened.group}: "
         f"expected {n} in groups of {grid.group}",
     )
-    work = np.ascontiguousarray(matrix[:, given.order])
+    work = np.ascontiguousarray(matrix[:, whitened.order])
     codes = np.empty((m, n), np.uint8)
     scales = np.empty((m, n // grid.group))
     for start in range(0, n, grid.group):
         stop = start + grid.group
         block = np.ascontiguousarray(work[:, start:stop])
-        square = np.ascontiguousarray(given.inverse[start:stop, start:stop])
+        square = np.ascontiguousarray(whitened.inverse[start:stop, start:stop])
         importance = 1 / np.diag(square) ** 2
         chosen = _bfloat16(_search(block, importance, SHRINKS, grid.middle))
         errors = np.empty_like(block)
         _round_group(block, chosen, square, grid.middle, codes[:, start:stop], errors)
-        work[:, stop:] -= errors @ given.inverse[start:stop, stop:]
-        scales[:, given.order[start] // grid.group] = chosen
+        work[:, stop:] -= errors @ whitened.inverse[start:stop, stop:]
+        scales[:, whitened.order[start] // grid.group] = chosen
     unordered = np.empty_like(codes)
-    unordered[:, given.order] = codes
+    unordered[:, whitened.order] = codes
     return QuantisedMatrix(grid, unordered, scales)
 
 
@@ -233,8 +233,8 @@ def correct(
     m, n = matrix.shape
     for_left, for_right = recipe.factor_grids(m)
     left, right = _zeros(for_left, recipe.rank, m), _zeros(for_right, recipe.rank, n)
-    found = CompensatedMatrix(base, left, right)
-    least = metric.loss(matrix - found.restore())
+    best = CompensatedMatrix(base, left, right)
+    least = metric.loss(matrix - best.restore())
     for number in range(rounds):
         if number > 0:
             rest = matrix - left.restore().T @ right.restore()
@@ -244,8 +244,8 @@ def correct(
         loss = metric.loss(matrix - tried.restore())
         if loss >= least:
             break
-        found, least = tried, loss
-    return found
+        best, least = tried, loss
+    return best
 
 
 def _zeros(grid: Grid, m: int, n: int) -> QuantisedMatrix:

@@ -91,15 +91,15 @@ def synthesise(
             weights.write(checkpoint, part, stored[part], contents(tensors))
             if progress is not None:
                 progress(done, distinct)
-        said = {"distinct_bytes": checkpoint.bytes, "layers": count}
+        manifest = {"distinct_bytes": checkpoint.bytes, "layers": count}
         for layer in range(distinct, count):
             checkpoint.link(layer, layer % distinct)
         about = {"geometry": spec.name, "layers": count, "seed": seed}
         if distinct < count:
             about["distinct_layers"] = distinct
         checkpoint.finish(**weights.manifest(), **about)
-        said["bytes"] = checkpoint.bytes
-    return {**said, "distinct_layers": distinct, "weights": kind}
+        manifest["bytes"] = checkpoint.bytes
+    return {**manifest, "distinct_layers": distinct, "weights": kind}
 
 
 def _chosen(name: str, number: int | None, most: int, what: str) -> int:

@@ -92,17 +92,17 @@ def decompose(
 
 
 def _moments(name: str, moments: ArrayLike, size: int) -> F64:
-    found = np.asarray(moments, np.float64)
+    array = np.asarray(moments, np.float64)
     require(
-        found.shape == (size, size),
-        f"{name} has shape {found.shape}: expected ({size}, {size})",
+        array.shape == (size, size),
+        f"{name} has shape {array.shape}: expected ({size}, {size})",
     )
     require(
-        bool(np.isfinite(found).all())
-        and np.allclose(found, found.T, rtol=1e-9, atol=1e-12 * np.trace(found)),
+        bool(np.isfinite(array).all())
+        and np.allclose(array, array.T, rtol=1e-9, atol=1e-12 * np.trace(array)),
         f"{name} must be finite and symmetric: expected a sum of x xᵀ over vectors x",
     )
-    return found
+    return array
 
 
 def _root(moments: F64) -> tuple[F64, F64]:
@@ -236,8 +236,10 @@ def decompose_layers(
     and for a weight or a moment that is none, by the layer's name.
     """
     chosen = linears(model, names)
-    for what, given in (("grams", grams), ("output_factors", output_factors)):
-        missing = [name for name in chosen if given is not None and name not in given]
+    for what, matrices in (("grams", grams), ("output_factors", output_factors)):
+        missing = [
+            name for name in chosen if matrices is not None and name not in matrices
+        ]
         require(
             not missing,
             f"{what} hold no entry for {', '.join(missing)}: expected one for every "

@@ -116,5 +116,5 @@ def read_table(folder: Path | None, name: str, types: dict[type, str]) -> pd.Dat
 def require_none(name: str, rows: pd.DataFrame, columns: str, expected: str) -> None:
     """Raise InvalidInput for the first of any `rows`, with what was `expected`."""
     for _, first in rows.head(1).iterrows():
-        said = ", ".join(f"{column}={first[column]}" for column in columns.split())
-        raise InvalidInput(f"{name}: {said}: expected {expected}")
+        key = ", ".join(f"{column}={first[column]}" for column in columns.split())
+        raise InvalidInput(f"{name}: {key}: expected {expected}")

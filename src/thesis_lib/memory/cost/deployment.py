@@ -113,18 +113,18 @@ def predict(
     read weights in 16 bits, in whatever format they came. The link is `assumed_link`
     unless given. Raises PlanInfeasible where the batch does not fit.
     """
-    made = make_plan(spec, method, mix, card, count, link_bytes_per_s)
+    streamed_plan = make_plan(spec, method, mix, card, count, link_bytes_per_s)
     return Configuration(
         name=method.name,
         item=item,
         count=count,
-        read_bytes=made.decoded_bytes_per_step,
-        link_bytes_per_s=made.machine.link_bytes_per_s,
-        compute_s=made.compute_s(),
-        first_compute_s=made.compute_s(mix.prompt_tokens),
+        read_bytes=streamed_plan.decoded_bytes_per_step,
+        link_bytes_per_s=streamed_plan.machine.link_bytes_per_s,
+        compute_s=streamed_plan.compute_s(),
+        first_compute_s=streamed_plan.compute_s(mix.prompt_tokens),
         batch=method.batch,
         tokens_per_step=method.tokens_per_step,
-        streamed_layers=made.streamed_layers,
+        streamed_layers=streamed_plan.streamed_layers,
     )
 
 
@@ -147,9 +147,9 @@ def make_plan(
 ) -> MemoryPlan:
     """The plan of a method for whole requests; host memory holds what does not fit."""
     machine = card.machine(count, link_bytes_per_s or assumed_link(card))
-    made = plan(spec, machine, ring=_RING, **_request(method, mix))
-    read_bytes = round(made.layer_read_bytes * method.coded)
-    return replace(made, layer_read_bytes=read_bytes)
+    streamed_plan = plan(spec, machine, ring=_RING, **_request(method, mix))
+    read_bytes = round(streamed_plan.layer_read_bytes * method.coded)
+    return replace(streamed_plan, layer_read_bytes=read_bytes)
 
 
 def _request(method: Method, mix: Mix) -> dict[str, Any]:

@@ -48,8 +48,8 @@ def describe_plan(
     if model in geometries():
         sized = _with_host(_assume(kind), device_bytes, host_bytes)
         spec, kind = geometry(model), kind or "dense"
-        made = plan(spec, sized, batch, context, ring, kind=kind, **options)
-        return _described(made, "assumed", "estimated")
+        streamed_plan = plan(spec, sized, batch, context, ring, kind=kind, **options)
+        return _described(streamed_plan, "assumed", "estimated")
     # Those bring torch, which a geometry does not need.
     from thesis_lib.memory.evaluate.rates import measure_machine, with_decoder
     from thesis_lib.memory.offload.offloaded_model import (
@@ -59,17 +59,19 @@ def describe_plan(
 
     folder = checkpoint_folder(model)
     blind = _with_host(Machine(device_bytes, 1.0), device_bytes, host_bytes)
-    made = plan_checkpoint(folder, blind, batch, context, ring, **options)
+    streamed_plan = plan_checkpoint(folder, blind, batch, context, ring, **options)
     require(
-        kind in (None, made.kind),
-        f"{model} holds {made.kind} weights, not {kind}: plan it as it is, or "
+        kind in (None, streamed_plan.kind),
+        f"{model} holds {streamed_plan.kind} weights, not {kind}: plan it as it is, or "
         "write another one with `thesis compress`",
     )
     machine = measure_machine(folder)
-    if made.kind == "lossless":
+    if streamed_plan.kind == "lossless":
         machine = with_decoder(machine, folder)
-    made = replace(made, machine=_with_host(machine, device_bytes, host_bytes))
-    return _described(made, "measured", "of the files")
+    streamed_plan = replace(
+        streamed_plan, machine=_with_host(machine, device_bytes, host_bytes)
+    )
+    return _described(streamed_plan, "measured", "of the files")
 
 
 def examine(device_bytes: int | None = None) -> dict[str, Any]:
@@ -102,14 +104,14 @@ def examine(device_bytes: int | None = None) -> dict[str, Any]:
 def _fitted(name: str, machine: Machine) -> dict[str, Any]:
     """The plan of a geometry on a machine, or its refusal, in the command's words."""
     size = f"{machine.device_bytes // MiB}MiB"
-    found = {"model": name, "command": f"thesis plan {name} --device-memory {size}"}
+    result = {"model": name, "command": f"thesis plan {name} --device-memory {size}"}
     try:
         summary = plan(geometry(name), machine, ring=None).summary()
     except PlanInfeasible as refusal:
-        return {**found, "feasible": False, "refusal": str(refusal)}
-    kept = ("feasible", "model_bytes", "device_peak_bytes", "predicted_s_per_token",
+        return {**result, "feasible": False, "refusal": str(refusal)}
+    keys = ("feasible", "model_bytes", "device_peak_bytes", "predicted_s_per_token",
             "predicted_s_interval", "limit", "tiers")  # fmt: skip
-    return {**found, **{key: summary[key] for key in kept}}
+    return {**result, **{key: summary[key] for key in keys}}
 
 
 def _kind(word: str | None) -> str | None:
@@ -133,14 +135,14 @@ def _assume(kind: str | None) -> Machine:
     )
 
 
-def _described(made: MemoryPlan, origin: str, ratio: str) -> dict[str, Any]:
+def _described(streamed_plan: MemoryPlan, origin: str, ratio: str) -> dict[str, Any]:
     """The plan under the names of the command, with the rates that it counts on."""
-    machine = made.machine
+    machine = streamed_plan.machine
     rates: dict[str, Any] = {
         "disk_bytes_per_s": machine.disk_bytes_per_s,
         "disk": origin,
     }
-    if made.kind == "lossless":
+    if streamed_plan.kind == "lossless":
         rates |= {"decode_bytes_per_s": machine.decode_bytes_per_s, "ratio": ratio}
     if origin == "assumed":
         rates |= {"compute": ASSUMED_CARD}
@@ -152,7 +154,7 @@ def _described(made: MemoryPlan, origin: str, ratio: str) -> dict[str, Any]:
         rates |= {"spread": machine.spread}
     if machine.host_bytes:
         rates |= {"link_bytes_per_s": machine.link_bytes_per_s, "link": "assumed"}
-    return {**made.summary(), "rates": rates}
+    return {**streamed_plan.summary(), "rates": rates}
 
 
 def _with_host(machine: Machine, device_bytes: int, host_bytes: int) -> Machine:

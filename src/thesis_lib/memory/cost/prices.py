@@ -108,7 +108,7 @@ def _read(path: Path | str, columns: Sequence[str]) -> dict[str, Quantity]:
     """A table of quantities by name. Refuses a row by its line."""
     path = Path(path)
     require(path.is_file(), f"table {path} does not exist: expected a CSV file")
-    found: dict[str, Quantity] = {}
+    prices: dict[str, Quantity] = {}
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -123,21 +123,21 @@ def _read(path: Path | str, columns: Sequence[str]) -> dict[str, Quantity]:
         )
         for row in rows:
             try:
-                made = _quantity(row)
-                require(made.name not in found, f"{made.name} is listed twice")
+                price = _quantity(row)
+                require(price.name not in prices, f"{price.name} is listed twice")
             except ValueError as error:  # of ours, of a number or of a date
                 where = f"{path.name}, line {rows.line_num}"
                 raise InvalidInput(f"{where}: {error}") from error
-            found[made.name] = made
-    return found
+            prices[price.name] = price
+    return prices
 
 
 def _quantity(row: dict[str, Any]) -> Quantity:
     require(None not in row, "an extra field: expected quotes around what has a comma")
-    given = {_FIELDS.get(column, column): text for column, text in row.items()}
-    empty = [column for column, text in given.items() if not text]
+    fields = {_FIELDS.get(column, column): text for column, text in row.items()}
+    empty = [column for column, text in fields.items() if not text]
     require(not empty, f"{', '.join(empty)}: expected no field to be empty")
-    given |= {name: float(given[name]) for name in ("value", "low", "high")}
-    if "date" in given:
-        given["date"] = datetime.date.fromisoformat(given["date"])
-    return Quantity(**given)
+    fields |= {name: float(fields[name]) for name in ("value", "low", "high")}
+    if "date" in fields:
+        fields["date"] = datetime.date.fromisoformat(fields["date"])
+    return Quantity(**fields)

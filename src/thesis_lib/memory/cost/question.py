@@ -75,14 +75,14 @@ class _Rates:
     streamed_layers: int | None = None
 
 
-def _rates(asked: Question) -> _Rates:
+def _rates(question: Question) -> _Rates:
     """The rates that a question gives, or leaves to be predicted."""
-    own = None if base_item(asked.gpu) == OWNED_ITEM else math.nan
-    if asked.tokens_per_s is not None:
-        ends = asked.between or (asked.tokens_per_s, asked.tokens_per_s)
-        given = Quantity(asked.tokens_per_s, *ends, name="tokens_per_s")
-        return _Rates(given, "given", own)
-    configuration = _predict_item(asked)
+    own = None if base_item(question.gpu) == OWNED_ITEM else math.nan
+    if question.tokens_per_s is not None:
+        ends = question.between or (question.tokens_per_s, question.tokens_per_s)
+        stated = Quantity(question.tokens_per_s, *ends, name="tokens_per_s")
+        return _Rates(stated, "given", own)
+    configuration = _predict_item(question)
     rate = configuration.timing.tokens_per_s(MIX)
     streamed_layers = configuration.streamed_layers
     rates = _Rates(
@@ -92,14 +92,14 @@ def _rates(asked: Question) -> _Rates:
         streamed_layers=streamed_layers,
     )
     with suppress(InvalidInput):  # of a batch that does not fit the owned machine
-        owned = _predict_item(replace(asked, gpu=OWNED_ITEM))
+        owned = _predict_item(replace(question, gpu=OWNED_ITEM))
         own = owned.timing.tokens_per_s(MIX)
         return replace(rates, own=own, memory_gb=owned.memory_gb)
     return rates
 
 
 def summarize(
-    asked: Question, override: Mapping[str, float] | None = None
+    question: Question, override: Mapping[str, float] | None = None
 ) -> dict[str, Any]:
     """Compare rent with owning a used card in its host, as `thesis cost` prints it.
 
@@ -112,13 +112,13 @@ def summarize(
     """
     prices, quantities = read_prices(override=override), read_quantities()
     hourly = [item for item, price in prices.items() if price.unit == "hour"]
-    price = prices[choice("gpu", asked.gpu, hourly)]
-    rates = _rates(asked)
+    price = prices[choice("gpu", question.gpu, hourly)]
+    rates = _rates(question)
     owned = workstation(prices, quantities, rates.memory_gb)
     rented = rates.rented
     at, fast, slow = (
         _costs(
-            asked, price.value, owned, rate, rate if rates.own is None else rates.own
+            question, price.value, owned, rate, rate if rates.own is None else rates.own
         )
         for rate in (rented.value, rented.high, rented.low)
     )
@@ -132,12 +132,12 @@ def summarize(
             None if sharp else [_finite(end[name]) for end in ends]
         )
     return result | {
-        "gpu": asked.gpu,
+        "gpu": question.gpu,
         "streamed_layers": rates.streamed_layers,
         "tokens_per_s": rented.value,
         "tokens_per_s_interval": None if sharp else [rented.low, rented.high],
         "basis": rates.basis,
-        "utilisation": asked.utilisation,
+        "utilisation": question.utilisation,
         "usd_per_hour": price.value,
         "owned_item": OWNED_CARD,
         "owned_usd": owned.capex_usd,
@@ -148,16 +148,16 @@ def summarize(
 
 
 def _costs(
-    asked: Question, usd_per_hour: float, owned: Owned, rate: float, own: float
+    question: Question, usd_per_hour: float, owned: Owned, rate: float, own: float
 ) -> dict[str, float]:
     """Both machines, rented at a rate and owned at its own; nan where that is none."""
-    usd = usd_per_million_tokens(usd_per_hour, rate, asked.utilisation)
+    usd = usd_per_million_tokens(usd_per_hour, rate, question.utilisation)
     even = own_usd = energy_usd = math.nan
     if math.isfinite(own):
-        reserved = asked.gpu.endswith(RESERVED)
+        reserved = question.gpu.endswith(RESERVED)
         rent = reserved_bill(usd_per_hour, rate) if reserved else Bill(0.0, usd)
         even = break_even_tokens(owned.bill(own), rent)
-        own_usd = owned.usd_per_million_tokens(own, asked.utilisation)
+        own_usd = owned.usd_per_million_tokens(own, question.utilisation)
         energy_usd = owned.energy_usd_per_million(own)
     return {
         "usd_per_million": usd,
@@ -171,15 +171,15 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _predict_item(asked: Question) -> Configuration:
-    if base_item(asked.gpu) not in CARDS:
+def _predict_item(question: Question) -> Configuration:
+    if base_item(question.gpu) not in CARDS:
         raise InvalidInput(
-            f"no data sheet is known for {asked.gpu}, so that its rate cannot be "
+            f"no data sheet is known for {question.gpu}, so that its rate cannot be "
             f"predicted: give tokens_per_s, or one of {', '.join(CARDS)}"
         )
-    choice("weights", asked.weights, WEIGHTS)
+    choice("weights", question.weights, WEIGHTS)
     return Configuration(
-        **_predicted(asked.gpu, asked.model, asked.weights, asked.batch)
+        **_predicted(question.gpu, question.model, question.weights, question.batch)
     )
 
 

@@ -78,8 +78,8 @@ class Writing:
 
     def end(self, text: str) -> int:
         """Where a text ends: before the first stop word, or whole."""
-        found = [text.find(word) for word in self.stop]
-        return min([at for at in found if at >= 0], default=len(text))
+        ends = [text.find(word) for word in self.stop]
+        return min([at for at in ends if at >= 0], default=len(text))
 
     def ended(self, text: str) -> str:
         """The text up to its end."""
@@ -123,9 +123,9 @@ class Told(TextStreamer):
 class _Clock(BaseStreamer):
     """The moments at which transformers' generate had chosen a token."""
 
-    def __init__(self, told: Told | None = None) -> None:
+    def __init__(self, sink: Told | None = None) -> None:
         self.moments: list[float] = []
-        self._told = told
+        self._told = sink
 
     def put(self, value: Tensor) -> None:
         """Called with the prompt, then after each token."""
@@ -234,15 +234,15 @@ class Conversation:
         What fails or is interrupted was not said. Raises InvalidInput where the whole
         conversation and its answer are longer than the context.
         """
-        said = [*self.messages, {"role": "user", "content": text}]
-        row = encode_messages(self.tokenizer, said, self.model.spec.vocab)
+        turns = [*self.messages, {"role": "user", "content": text}]
+        row = encode_messages(self.tokenizer, turns, self.model.spec.vocab)
         tokens = torch.tensor([row], device=self.model.device)
-        told = Told(self.tokenizer, self.writing, tell)
+        sink = Told(self.tokenizer, self.writing, tell)
         written = write(
-            self.model, self.tokenizer, tokens, self.max_new_tokens, self.writing, told
+            self.model, self.tokenizer, tokens, self.max_new_tokens, self.writing, sink
         )
         answer = self.writing.ended(decode(self.tokenizer, written[0].tolist()))
-        self.messages = [*said, {"role": "assistant", "content": answer}]
+        self.messages = [*turns, {"role": "assistant", "content": answer}]
         return answer
 
 

@@ -77,17 +77,17 @@ def measure_machine(
     shortest, longest = min(tokens), max(tokens)
     tight = plan_streamed(folder, 1, longest, longest, _moving(folder, ring))
     with StreamedModel(folder, tight) as model:
-        found = _take_turns(model, tokens, rounds)
-    reading_s = float(np.median(found.reading))
-    medians = {n: float(np.median(found.computing[n])) for n in tokens}
+        turns = _take_turns(model, tokens, rounds)
+    reading_s = float(np.median(turns.reading))
+    medians = {n: float(np.median(turns.computing[n])) for n in tokens}
     weight_rate, flops = compute_rates(tight.spec, list(medians), [*medians.values()])
     weights_s = tight.spec.total_bytes / weight_rate
     drag = 0.0
     if reading_s > weights_s > 0:
-        drag = float(np.median(found.longer[shortest])) / weights_s
-    within_s = float(np.median(found.within[longest]))
+        drag = float(np.median(turns.longer[shortest])) / weights_s
+    within_s = float(np.median(turns.within[longest]))
     theft = (within_s - medians[longest]) / min(within_s, reading_s)
-    low, high = np.quantile(found.reading, (0.25, 0.75))
+    low, high = np.quantile(turns.reading, (0.25, 0.75))
     return Machine(
         device_bytes=tight.machine.device_bytes,
         disk_bytes_per_s=tight.bytes_per_step / reading_s,
@@ -111,7 +111,7 @@ class _Turns:
 
 def _take_turns(model: StreamedModel, tokens: Sequence[int], rounds: int) -> _Turns:
     """Steps of each number of tokens without reads, and the ends of them with."""
-    found, draw = _Turns(), torch.Generator().manual_seed(0)
+    turns, draw = _Turns(), torch.Generator().manual_seed(0)
     rows = {
         n: torch.randint(0, model.spec.vocab, (1, n), generator=draw) for n in tokens
     }
@@ -124,16 +124,16 @@ def _take_turns(model: StreamedModel, tokens: Sequence[int], rounds: int) -> _Tu
         for n in tokens:
             with model.without_reading():
                 step(n)  # whatever the change of tokens has cost, once
-                found.computing[n].append(seconds_of(partial(step, n)))
+                turns.computing[n].append(seconds_of(partial(step, n)))
         for n in (min(tokens), max(tokens)):
             model.drain()
-            found.reading.append(seconds_of(model.drain))
+            turns.reading.append(seconds_of(model.drain))
             step(n)
             stalled = model.stall_s
             taken = seconds_of(partial(step, n))
-            found.longer[n].append(taken - found.reading[-1])
-            found.within[n].append(taken - (model.stall_s - stalled))
-    return found
+            turns.longer[n].append(taken - turns.reading[-1])
+            turns.within[n].append(taken - (model.stall_s - stalled))
+    return turns
 
 
 @measurement

@@ -182,7 +182,7 @@ def formats() -> dict[str, type[WeightFormat]]:
 
 def words() -> dict[str, str]:
     """Kinds by the words of the command line, of the formats that one word names."""
-    return {made.word: kind for kind, made in formats().items() if made.word}
+    return {storage.word: kind for kind, storage in formats().items() if storage.word}
 
 
 def find_format(kind: str) -> WeightFormat:
@@ -235,16 +235,16 @@ def stored_tensors(
     A matrix `a.weight` becomes what `store("a", …)` names, below `a.`; all else, biases
     and norms, stays as it is, and so does everything outside the layers.
     """
-    found: dict[str, Stored] = {}
+    tensors: dict[str, Stored] = {}
     for name, each in dense.items():
         shape = tuple(each.shape) if isinstance(each, Tensor) else each[1]  # type: ignore[index]
         if layer == NON_LAYER or not is_matrix(name, shape):
-            found[name] = each
+            tensors[name] = each
             continue
         module = name.removesuffix(".weight")
         parts = store(module, each)
-        found |= {f"{module}.{part}": value for part, value in parts.items()}
-    return found
+        tensors |= {f"{module}.{part}": value for part, value in parts.items()}
+    return tensors
 
 
 class PackedLinear(nn.Module):

@@ -46,7 +46,7 @@ def format_layout(recipes: Mapping[str, LowBitConfig]) -> str:
 
 def parse_layout(layout: str) -> dict[str, LowBitConfig]:
     """The recipes that a layout names. Raises InvalidInput for any other text."""
-    found: dict[str, LowBitConfig] = {}
+    configs: dict[str, LowBitConfig] = {}
     for part in layout.split(" "):
         match = re.fullmatch(r"(.+)=(\d+)b(\d+)\+(\d+)r(\d+)b", part)
         if match is None:
@@ -55,8 +55,8 @@ def parse_layout(layout: str) -> dict[str, LowBitConfig]:
                 "group, rank and bits of factors, such as mlp.up_proj=3b192+8r4b"
             )
         bits, group, rank, factor_bits = map(int, match.groups()[1:])
-        found[match[1]] = LowBitConfig(Grid(bits, group), rank, factor_bits)
-    return found
+        configs[match[1]] = LowBitConfig(Grid(bits, group), rank, factor_bits)
+    return configs
 
 
 def entries(recipe: LowBitConfig, m: int, n: int) -> dict[str, Entry]:

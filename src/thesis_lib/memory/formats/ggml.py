@@ -196,7 +196,7 @@ def _vector(of: Any) -> Any:
 @_emitting
 def _put_bytes(_, out, to, row, at, scale):
     """Write out[to : to + 16] of the signed bytes from row[at] on."""
-    given = types.void(out, types.intp, row, types.intp, types.float32)
+    arguments = types.void(out, types.intp, row, types.intp, types.float32)
 
     def build(context, builder, signature, values):
         lanes, (of_out, _, of_row, *_) = _Lanes(context, builder), signature.args
@@ -205,7 +205,7 @@ def _put_bytes(_, out, to, row, at, scale):
         lanes.put(of_out, out, to, codes, scale, _F32(-0.0))
         return context.get_dummy_value()
 
-    return given, build
+    return arguments, build
 
 
 @_emitting
@@ -216,7 +216,7 @@ def _put_nibbles(_, out, to, row, at, shift, high, part, mask, middle, scale, lo
     is taken off.
     """
     word, single = types.int32, types.float32
-    given = types.void(
+    arguments = types.void(
         out, types.intp, row, types.intp, word, types.intp, word, word, word, single,
         single,
     )  # fmt: skip
@@ -230,14 +230,14 @@ def _put_nibbles(_, out, to, row, at, shift, high, part, mask, middle, scale, lo
         lanes.put(of_out, out, to, codes, scale, low)
         return context.get_dummy_value()
 
-    return given, build
+    return arguments, build
 
 
 @_emitting
 def _put_fifths(_, out, to, row, at, shift, fifths, middle, scale, low):
     """As `_put_nibbles`; the bit above each stands in `fifths`, the first lowest."""
     word, single = types.int32, types.float32
-    given = types.void(
+    arguments = types.void(
         out, types.intp, row, types.intp, word, word, word, single, single
     )
 
@@ -250,7 +250,7 @@ def _put_fifths(_, out, to, row, at, shift, fifths, middle, scale, low):
         lanes.put(of_out, out, to, codes, scale, low)
         return context.get_dummy_value()
 
-    return given, build
+    return arguments, build
 
 
 @njit(cache=True, nogil=True)
@@ -449,11 +449,11 @@ class Blocks(WeightFormat):
 
     def for_dry_run(self, layers: int) -> Self:
         """With that type of each matrix, in every layer, that takes the most."""
-        found: dict[str, set[str]] = defaultdict(set)
+        kinds_by_part: dict[str, set[str]] = defaultdict(set)
         for layer in self.types:
             for name, kind in layer.items():
-                found[name].add(kind)
-        worst = {name: max(kinds, key=_takes) for name, kinds in found.items()}
+                kinds_by_part[name].add(kind)
+        worst = {name: max(kinds, key=_takes) for name, kinds in kinds_by_part.items()}
         return replace(self, types=[worst] * layers)
 
     def _type(self, layer: int, name: str) -> Type:

@@ -124,23 +124,23 @@ def in_memory(
     bnb, weight = bitsandbytes(), dense.weight.data.cpu()
     shape = dense.in_features, dense.out_features
     if kind == "int8":
-        kept: dict[str, Any] = {"has_fp16_weights": False}
-        options = kept | {"bias": False, "threshold": OUTLIER, "device": "meta"}
-        made = bnb.nn.Linear8bitLt(*shape, **options)
-        made.weight = bnb.nn.Int8Params(weight, requires_grad=False, **kept)
-        return made
+        state: dict[str, Any] = {"has_fp16_weights": False}
+        options = state | {"bias": False, "threshold": OUTLIER, "device": "meta"}
+        module = bnb.nn.Linear8bitLt(*shape, **options)
+        module.weight = bnb.nn.Int8Params(weight, requires_grad=False, **state)
+        return module
     require(
         shape[0] % BLOCK == 0 and shape[1] % 32 == 0,
         f"{name} has {shape[0]} inputs and {shape[1]} outputs: 4-bit kernels expect "
         f"multiples of {BLOCK} and 32; leave it out of names",
     )
-    kept = {"quant_type": kind, "compress_statistics": double}
-    options = kept | {"bias": False, "compute_dtype": weight.dtype, "device": "meta"}
-    made = bnb.nn.Linear4bit(*shape, **options)
-    made.weight = bnb.nn.Params4bit(
-        weight, requires_grad=False, blocksize=BLOCK, module=made, **kept
+    state = {"quant_type": kind, "compress_statistics": double}
+    options = state | {"bias": False, "compute_dtype": weight.dtype, "device": "meta"}
+    module = bnb.nn.Linear4bit(*shape, **options)
+    module.weight = bnb.nn.Params4bit(
+        weight, requires_grad=False, blocksize=BLOCK, module=module, **state
     )
-    return made
+    return module
 
 
 def four_bit_bytes(weights: int) -> int:

@@ -146,8 +146,8 @@ def _differs(
     together = functional.linear(drawn, *weights, **options)
     pairs = zip(drawn.split(1, dim=-2), together.split(1, dim=-2), strict=True)
     return not all(
-        equal(functional.linear(alone.clone(), *weights, **options), found)
-        for alone, found in pairs
+        equal(functional.linear(alone.clone(), *weights, **options), batched)
+        for alone, batched in pairs
     )
 
 

@@ -273,9 +273,9 @@ def _llama3(file: GgufFile, head_dim: int, theta: float) -> dict[str, Any]:
     frequencies = theta ** (-np.arange(0, head_dim, 2) / head_dim)
     turns = _LLAMA3["original_max_position_embeddings"] * frequencies / (2 * np.pi)
     low, high = _LLAMA3["low_freq_factor"], _LLAMA3["high_freq_factor"]
-    kept = np.clip((turns - low) / (high - low), 0, 1)  # share that is not slowed
+    share = np.clip((turns - low) / (high - low), 0, 1)  # share that is not slowed
     with np.errstate(all="ignore"):  # a factor of zero, or none, is no rule
-        rule = 1 / ((1 - kept) / factor + kept)
+        rule = 1 / ((1 - share) / factor + share)
     if stored.shape != rule.shape or not np.allclose(stored, rule, rtol=1e-4):
         file.refuse(
             f"divides its rotary frequencies by {shown(stored.tolist())}",

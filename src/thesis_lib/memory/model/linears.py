@@ -22,24 +22,24 @@ def linears(
     """
     find_head = getattr(model, "get_output_embeddings", lambda: None)
     head = find_head()
-    found = {
+    modules = {
         name: layer
         for name, layer in model.named_modules()
         if type(layer) is nn.Linear and layer is not head
     }
     require(
-        bool(found), f"{type(model).__name__} holds no nn.Linear apart from its head"
+        bool(modules), f"{type(model).__name__} holds no nn.Linear apart from its head"
     )
     if names is None:
-        return found
+        return modules
     chosen = list(names)
-    unknown = [name for name in chosen if name not in found]
+    unknown = [name for name in chosen if name not in modules]
     if unknown:
         raise InvalidInput(
-            f"{', '.join(unknown)} not among the {len(found)} linear layers of "
-            f"{type(model).__name__}: expected names such as {next(iter(found))}"
+            f"{', '.join(unknown)} not among the {len(modules)} linear layers of "
+            f"{type(model).__name__}: expected names such as {next(iter(modules))}"
         )
-    return {name: found[name] for name in chosen}
+    return {name: modules[name] for name in chosen}
 
 
 @contextmanager

@@ -47,9 +47,9 @@ def transformers_reads(what: str, expected: str) -> Iterator[None]:
         raise
     except Exception as error:
         words = " ".join(str(error).split())
-        said = "".join(c if c.isprintable() else "?" for c in words)[:_MOST_WORDS]
+        message = "".join(c if c.isprintable() else "?" for c in words)[:_MOST_WORDS]
         raise InvalidInput(
-            f"{what} ({type(error).__name__}: {said}): expected {expected}"
+            f"{what} ({type(error).__name__}: {message}): expected {expected}"
         ) from error
 
 
@@ -84,8 +84,8 @@ def encode(
     Raises InvalidInput for a tokenizer that fails, or that knows more tokens.
     """
     with transformers_reads("the tokenizer fails", "one that can encode the text"):
-        made = tokenizer(text, verbose=False, **options)["input_ids"]
-        ids = [int(token) for token in made]
+        tokens = tokenizer(text, verbose=False, **options)["input_ids"]
+        ids = [int(token) for token in tokens]
     require_known(ids, vocab)
     return ids
 
@@ -106,10 +106,10 @@ def encode_messages(
     with transformers_reads(
         "the chat template fails", "messages of roles, in an order, that it takes"
     ):
-        made = tokenizer.apply_chat_template(
+        tokens = tokenizer.apply_chat_template(
             list(messages), add_generation_prompt=True, return_dict=True
         )
-        ids = [int(token) for token in made["input_ids"]]
+        ids = [int(token) for token in tokens["input_ids"]]
     require_known(ids, vocab)
     return ids
 
@@ -144,18 +144,18 @@ def read_generation(folder: Path | str, config: Any) -> GenerationConfig:
     """
     path = Path(folder) / "generation_config.json"
     if path.exists():
-        said = read_object(path, "the generation settings of a checkpoint")
+        settings = read_object(path, "the generation settings of a checkpoint")
     else:
         path = Path(folder) / "config.json"
         with transformers_reads(f"{path} cannot be used", "settings of generate"):
-            said = GenerationConfig.from_model_config(config).to_dict()
+            settings = GenerationConfig.from_model_config(config).to_dict()
     known = GenerationConfig().to_dict()
-    given = {
+    options = {
         name: value
-        for name, value in said.items()
+        for name, value in settings.items()
         if name in known and value is not None and name not in _REMARKS
     }
-    for name, value in given.items():
+    for name, value in options.items():
         expected, allows = _SETTINGS.get(name, _UNSUPPORTED)
         require(
             allows(value),
@@ -163,11 +163,11 @@ def read_generation(folder: Path | str, config: Any) -> GenerationConfig:
             "setting or correct it",
         )
     require(
-        given.get("num_return_sequences", 1) <= given.get("num_beams", 1),
+        options.get("num_return_sequences", 1) <= options.get("num_beams", 1),
         f"{path} wants more sequences back than it has beams: expected as many at most",
     )
     with transformers_reads(f"{path} cannot be used", "settings of generate"):
-        return GenerationConfig.from_dict(given)
+        return GenerationConfig.from_dict(options)
 
 
 def _is_whole(value: Any, least: int = 0) -> bool:

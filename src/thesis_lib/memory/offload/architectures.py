@@ -323,17 +323,17 @@ def _product(
 
 def stack(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """The uniform stack of decoder layers, and its dotted name in the model."""
-    found = [
+    stacks = [
         (name, module)
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and name.endswith("layers")
     ]
-    if len(found) != 1:
+    if len(stacks) != 1:
         raise InvalidInput(
-            f"{type(model).__name__} has {len(found)} stacks of layers: expected a "
+            f"{type(model).__name__} has {len(stacks)} stacks of layers: expected a "
             "decoder with one"
         )
-    return found[0]
+    return stacks[0]
 
 
 def _fill_tables(model: nn.Module, name: str, module: nn.Module, config: Any) -> None:

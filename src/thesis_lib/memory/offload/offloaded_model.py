@@ -177,10 +177,10 @@ class StreamedModel:
         require_tensors(store, self.spec, model)
         needed = max(store.nbytes(i) for i in range(store.layers))
         if plan.head_parts:
-            found = store.split_tables(self.spec, plan.staging_bytes)
+            tables = store.split_tables(self.spec, plan.staging_bytes)
             require(
-                found == plan.head_parts,
-                f"the head of {folder} has {found} parts, the plan {plan.head_parts}: "
+                tables == plan.head_parts,
+                f"the head of {folder} has {tables} parts, the plan {plan.head_parts}: "
                 "make the plan with plan_checkpoint",
             )
         outer = store.nbytes(NON_LAYER)
@@ -337,7 +337,9 @@ class StreamedModel:
 
         def wish(name: str) -> int | None:
             wishes = [options.get(name), *(getattr(c, name, None) for c in configs)]
-            return next((found for found in wishes if found is not None), None)
+            return next(
+                (candidate for candidate in wishes if candidate is not None), None
+            )
 
         new, longest = wish("max_new_tokens"), wish("max_length")
         if new is not None or longest is None:
@@ -534,7 +536,7 @@ def open_streamed(  # nine: the words of `from_pretrained`, in the place of it
         for size in (device_bytes, host_bytes)
     )
     folder = checkpoint_folder(str(checkpoint))
-    made = plan_checkpoint(
+    streamed_plan = plan_checkpoint(
         folder,
         Machine(on_device, ASSUMED_DISK_BYTES_PER_S, host_bytes=on_host),
         batch=batch,
@@ -544,7 +546,7 @@ def open_streamed(  # nine: the words of `from_pretrained`, in the place of it
         logit_tokens=1,
         generating=True,
     )
-    return StreamedModel(folder, made, device, verify)
+    return StreamedModel(folder, streamed_plan, device, verify)
 
 
 def disk_bytes_per_s(folder: Path | str, seconds: float = 1.0) -> float:

@@ -157,8 +157,8 @@ class _Rehearsal:
         new = min(self.shape.pass_tokens, self.shape.context - past)
 
         def step(cache: Any, run: Run) -> Any:
-            kept = min(self.shape.logit_tokens, new)
-            logits = self._forward(new, kept, cache, run)
+            logit_rows = min(self.shape.logit_tokens, new)
+            logits = self._forward(new, logit_rows, cache, run)
             if run:
                 _choose(logits, run)
             return logits
@@ -187,7 +187,8 @@ class _Rehearsal:
             late = self.shape.context - verified
             passes += [(together, min(1, late), 0), (together, late, 0)]
         return [
-            self._peak(step, past, verified, kept)[0] for step, past, kept in passes
+            self._peak(step, past, verified, logit_rows)[0]
+            for step, past, logit_rows in passes
         ]
 
     def _peak(

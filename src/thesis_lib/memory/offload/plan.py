@@ -306,11 +306,11 @@ def plan(
     """
 
     def needed(shape: Shape) -> Footprint:
-        found = geometry_footprint(spec, shape, kind)
+        footprint = geometry_footprint(spec, shape, kind)
         if layer_read_bytes is None:
-            return found
+            return footprint
         mean, most = sum(layer_read_bytes) / spec.layers, max(layer_read_bytes)
-        return replace(found, read_bytes=math.ceil(mean), staging_bytes=most)
+        return replace(footprint, read_bytes=math.ceil(mean), staging_bytes=most)
 
     require(
         layer_read_bytes is None or len(layer_read_bytes) == spec.layers,

@@ -456,9 +456,9 @@ class SafetensorsStore:
             content = buffer[begin : extent.at + extent.end - extent.start]
             self._compare(extent.file, checksum(content).hexdigest())
 
-    def _compare(self, number: int, found: str) -> None:
+    def _compare(self, number: int, checksum: str) -> None:
         """Hold the checksum of a file's tensors against the manifest, if it has one."""
-        if found != self._sums.get(number, found):
+        if checksum != self._sums.get(number, checksum):
             self._files[number].refuse(
                 f"does not have the checksum that its {MANIFEST} recorded: its bytes "
                 "were altered",

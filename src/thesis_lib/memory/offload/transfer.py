@@ -203,12 +203,14 @@ def _address(memory: memoryview) -> int:
 def find_device(device: torch.device | str) -> torch.device:
     """The device of a name, such as cpu or cuda:1. Raises InvalidInput without one."""
     try:
-        found = torch.device(device)
+        resolved = torch.device(device)
     except RuntimeError:
-        found = torch.device("meta")  # of no name that torch knows
+        resolved = torch.device("meta")  # of no name that torch knows
     here = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if found.type == "cpu" or (found.type == "cuda" and (found.index or 0) < here):
-        return found
+    if resolved.type == "cpu" or (
+        resolved.type == "cuda" and (resolved.index or 0) < here
+    ):
+        return resolved
     raise InvalidInput(
         f"device {device} is not available: expected cpu, or cuda on a machine with a "
         "CUDA device and a torch that was built for it"

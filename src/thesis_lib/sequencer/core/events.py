@@ -281,12 +281,12 @@ def _due_s(front, setting):
 
 @borrowing
 def next_decision(
-    state: State, front: SequencerState, busy_s: F64, setting: RunConfig, asked: I64
+    state: State, front: SequencerState, busy_s: F64, setting: RunConfig, ids: I64
 ) -> int:
     """Process every event until the sequencer decides; return on how many.
 
     Their ids, those held back before and then those of the batch, are written to the
-    front of `asked` (n,) and rise; the time is `front.clock_s[NOW]`. Returns 0 when
+    front of `ids` (n,) and rise; the time is `front.clock_s[NOW]`. Returns 0 when
     everything has been decided on, with the database drained, and DEADLOCKED if held
     transactions, `front.counts[HELD]` of them, have nothing to wait for.
     """
@@ -334,9 +334,9 @@ def next_decision(
                 counts[HELD] += 1
             continue
         for at in range(waiting):
-            asked[at] = held[at]
+            ids[at] = held[at]
         for i in range(taken, counts[TAKEN]):
-            asked[waiting + i - taken] = i
+            ids[waiting + i - taken] = i
         counts[HELD] = 0
         return waiting + counts[TAKEN] - taken
 

@@ -42,9 +42,9 @@ def inner(function: Any) -> Any:
     To take a `Memory` apart at every such call, which never comes, took a third of
     what compiling a policy took.
     """
-    made = _unwrapped(function)
-    made.__class__ = _Inner
-    return made
+    compiled = _unwrapped(function)
+    compiled.__class__ = _Inner
+    return compiled
 
 
 class LockTable(NamedTuple):

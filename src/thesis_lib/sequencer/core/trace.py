@@ -138,11 +138,11 @@ class KeySets:
             np.concatenate([keys.exclusive for keys in sets]),
         )
 
-    def keep(self, kept: Bool) -> Self:
-        """The sets where `kept` (n,) says so, and empty ones in place of the others."""
+    def keep(self, selected: Bool) -> Self:
+        """Return these sets with those outside the mask `selected` (n,) emptied."""
         sizes = np.diff(self.offsets)
-        mask = np.repeat(kept, sizes)
-        offsets = np.concatenate([[0], np.cumsum(np.where(kept, sizes, 0))])
+        mask = np.repeat(selected, sizes)
+        offsets = np.concatenate([[0], np.cumsum(np.where(selected, sizes, 0))])
         return type(self)(offsets, self.keys[mask], self.exclusive[mask])
 
     @property

@@ -243,12 +243,12 @@ def _require_rows(table: pa.Table, rows: Rows) -> None:
 # --- Columns --------------------------------------------------------------------
 def _array(name: str, column: pa.ChunkedArray) -> pa.Array:
     """The entries of a column of a file if they have its type and none is missing."""
-    declared, found = PARQUET.get(name, pa.float64()), column.type
-    if pa.types.is_list(found) or pa.types.is_large_list(found):
-        found = pa.list_(found.value_type)  # whatever a file calls its entries
-    fits, expected = found == declared, str(declared)
-    if name == "keys" and pa.types.is_list(found):
-        inner = found.value_type
+    declared, stored = PARQUET.get(name, pa.float64()), column.type
+    if pa.types.is_list(stored) or pa.types.is_large_list(stored):
+        stored = pa.list_(stored.value_type)  # whatever a file calls its entries
+    fits, expected = stored == declared, str(declared)
+    if name == "keys" and pa.types.is_list(stored):
+        inner = stored.value_type
         fits = pa.types.is_integer(inner) or inner in (pa.string(), pa.large_string())
     if name == "keys":
         expected = "lists of integers or strings"

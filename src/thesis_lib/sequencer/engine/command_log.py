@@ -163,9 +163,9 @@ def _read_record(
     require(sealed and first == position, altered)
     if body + length > len(content):
         return None, at
-    found = content[body : body + length]
-    require(crc32(found) == checksum, altered)
-    return found, body + length
+    body_bytes = content[body : body + length]
+    require(crc32(body_bytes) == checksum, altered)
+    return body_bytes, body + length
 
 
 def _read_header(
@@ -260,7 +260,7 @@ def _made(kind: Any, values: Any, limits: Mapping[str, int], where: str = "") ->
         isinstance(values, list) and len(values) == len(declared),
         f"{where or f'{kind.__name__} '}{values!r}: expected {', '.join(declared)}",
     )
-    made = []
+    decisions = []
     for (field, type_), value in zip(declared.items(), values, strict=True):
         if get_origin(type_) is tuple:
             _require_field(field, value, list)
@@ -272,5 +272,5 @@ def _made(kind: Any, values: Any, limits: Mapping[str, int], where: str = "") ->
             _require_field(field, value, type_, limits.get(field), where)
             if field == "what":
                 choice(f"{where}what", value, txn.OPERATIONS)
-        made.append(value)
-    return kind(*made)
+        decisions.append(value)
+    return kind(*decisions)

@@ -389,8 +389,8 @@ class PostgreSQLSession:
             committed, laps = self._call(*_arguments(t))
         except errors.RaiseException as error:
             assert isinstance(t, txn.Payment | txn.OrderStatus)
-            found = error.diag.message_primary
-            raise stale(t, int(found) if found else None) from None
+            message = error.diag.message_primary
+            raise stale(t, int(message) if message else None) from None
         laps_s = [float(lap) for lap in laps[1:-1].split(b",")]
         rest_s = perf_counter() - start_s - sum(laps_s)
         self.units_s = [*laps_s, max(0.0, rest_s)]

@@ -69,8 +69,8 @@ class SQLite:
 
     def files(self) -> list[Path]:
         """The database files, by partition. Raises InvalidInput where there is none."""
-        found = self.folder.glob("warehouse-*.sqlite")
-        files = sorted(found, key=lambda file: (len(file.name), file))
+        databases = self.folder.glob("warehouse-*.sqlite")
+        files = sorted(databases, key=lambda file: (len(file.name), file))
         require(bool(files), f"{self.folder} holds no warehouse file: load it first")
         return files
 
@@ -186,9 +186,9 @@ class SQLiteSession:
                 "ORDER BY c_first",
                 (d, t.last_name),
             ).fetchall()
-            found = bearers[(len(bearers) - 1) // 2][0] if bearers else None
-            if found != t.customer:
-                raise stale(t, found)
+            customer = bearers[(len(bearers) - 1) // 2][0] if bearers else None
+            if customer != t.customer:
+                raise stale(t, customer)
 
     def _new_order(self, t: txn.NewOrder) -> bool:
         db, d = self.files[t.warehouse], t.district

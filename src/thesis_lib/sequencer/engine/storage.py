@@ -70,9 +70,9 @@ def heard(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def stale(t: txn.Payment | txn.OrderStatus, found: int | None) -> Stale:
-    """The refusal of `t`, whose name now means customer `found`, None for nobody."""
-    whom = "nobody" if found is None else f"customer {found}"
+def stale(t: txn.Payment | txn.OrderStatus, customer: int | None) -> Stale:
+    """The refusal of `t`, whose name now means customer `customer`, None for nobody."""
+    whom = "nobody" if customer is None else f"customer {customer}"
     return Stale(
         f"{t.last_name} of the district means {whom}, the log says {t.customer}: "
         "declare the transaction again with whom it means now, or load the database "

@@ -73,15 +73,15 @@ def track(
 def _track(columns, orders, start, level, step):
     scores, asked_s, known_s, group, least = columns
     by_asked, by_known = orders
-    offset, given = start.copy(), np.empty(len(scores))
+    offset, bounds = start.copy(), np.empty(len(scores))
     seen = 0  # prefix of by_known
     for i in by_asked:
         while seen < len(scores) and known_s[by_known[seen]] <= asked_s[i]:
             j = by_known[seen]
-            if scores[j] > given[j]:
+            if scores[j] > bounds[j]:
                 offset[group[j]] += step * level
             else:
                 offset[group[j]] -= step * (1 - level)
             seen += 1
-        given[i] = max(offset[group[i]], least[i])
-    return given
+        bounds[i] = max(offset[group[i]], least[i])
+    return bounds

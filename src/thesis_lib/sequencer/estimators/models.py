@@ -343,8 +343,8 @@ def cut_tail(trace: Trace) -> Trace:
     service_s = _past(trace)
     # the rounding of equal labels is no deviation
     limit_s = service_s.std() * (1 + 1e-9)
-    kept = np.abs(service_s - service_s.mean()) <= limit_s
-    return trace.take(np.flatnonzero(kept))
+    mask = np.abs(service_s - service_s.mean()) <= limit_s
+    return trace.take(np.flatnonzero(mask))
 
 
 def _past(trace: Trace) -> F64:

@@ -85,8 +85,8 @@ def load_estimator(path: Path | str) -> Learned:
 def _require_times(estimator: Learned) -> None:
     """Refuse an estimator that does not predict a time for features of zero."""
     names = estimator.feature_names or ()
-    asked = Batch.of_features(np.zeros((1, len(names))), names)
-    (predicted_s,) = estimator.predict(asked)
+    batch = Batch.of_features(np.zeros((1, len(names))), names)
+    (predicted_s,) = estimator.predict(batch)
     require(
         bool(0 < predicted_s < np.inf),
         f"it predicts {predicted_s:g} s: expected a positive, finite time",

@@ -111,11 +111,11 @@ class Trees:
             f"a tree begins outside of the {m} nodes",
         )
         inner, node = self.feature != LEAF, np.arange(m)
-        asked = self.feature[inner]
+        features = self.feature[inner]
         require(
-            bool(((asked >= 0) & (asked < self.n_features)).all()),
-            f"a node asks for feature {asked.max(initial=0)} or {asked.min(initial=0)}:"
-            f" expected 0 to {self.n_features - 1}",
+            bool(((features >= 0) & (features < self.n_features)).all()),
+            f"features of nodes must be 0 to {self.n_features - 1}, got "
+            f"{features.min(initial=0)} to {features.max(initial=0)}",
         )
         below = self.lower[inner]
         require(
@@ -180,9 +180,11 @@ class Trees:
 
     def _rounded(self, features: F64) -> F64:
         if self.single:
-            kept = np.clip(features, -LARGEST_SINGLE, LARGEST_SINGLE)
-            kept = np.where(np.isfinite(features), kept, features)  # to be refused
-            return kept.astype(np.float32).astype(np.float64)
+            clipped = np.clip(features, -LARGEST_SINGLE, LARGEST_SINGLE)
+            clipped = np.where(
+                np.isfinite(features), clipped, features
+            )  # to be refused
+            return clipped.astype(np.float32).astype(np.float64)
         return features if features.flags.c_contiguous else features.copy()
 
 

@@ -56,8 +56,8 @@ def paired_seeds(seed: int, seeds: int) -> list[Seeds]:
     require_count("seeds", seeds)
     require_count("seed", seed, 0)
     spawned = np.random.SeedSequence(seed).spawn(seeds)
-    made = (source.generate_state(3).tolist() for source in spawned)
-    return [(trace, arrivals, estimates) for trace, arrivals, estimates in made]
+    states = (source.generate_state(3).tolist() for source in spawned)
+    return [(trace, arrivals, estimates) for trace, arrivals, estimates in states]
 
 
 def run_points(

@@ -125,9 +125,9 @@ def middleware_rates(engines: Mapping[str, Mapping[str, Mapping]]) -> pd.DataFra
     """
     rows = {}
     for engine, by_workers in engines.items():
-        for workers, found in by_workers.items():
-            open_loop = {"open loop": found["open_loop_sustained_per_s"]}
-            loops = found["transactions_per_s"] | open_loop
+        for workers, by_loop in by_workers.items():
+            open_loop = {"open loop": by_loop["open_loop_sustained_per_s"]}
+            loops = by_loop["transactions_per_s"] | open_loop
             rows[engine, int(workers)] = {
                 how: float(np.median(rates)) for how, rates in loops.items()
             }
@@ -196,11 +196,11 @@ def measure_quiet(
     """What the middleware adds when all but the first WARM_UP of `log` come slowly."""
     n = len(log)
     due_s = poisson_arrivals(rate_per_s, n - WARM_UP, np.random.default_rng(n))
-    asked = Requests.of_log(log, _behind_warm_up(due_s), np.inf, np.zeros(n))
+    requests = Requests.of_log(log, _behind_warm_up(due_s), np.inf, np.zeros(n))
     fifo = named_policy("fifo", slo_s=1.0, cores=workers)
     with Scheduler(storage.copy("quiet"), log, workers) as scheduler:
         run_closed(scheduler, WARM_UP, CLIENTS, BATCH)
-        run = run_open(scheduler, asked, fifo, first=WARM_UP)
+        run = run_open(scheduler, requests, fifo, first=WARM_UP)
     return overheads(run, log.keys, WARM_UP)
 
 
@@ -383,39 +383,47 @@ def serve(*, policy: str, **options: Any) -> dict:
     >>> 0 <= result["violations"] <= 1
     True
     """
-    asked = Serving(policy=policy, **options)
-    log, kept = asked.log(asked.burst), None
-    if is_file(asked.estimator):
-        kept = load_estimator(asked.estimator)
-        estimate(kept, log)  # refused for its features before anything runs
+    serving = Serving(policy=policy, **options)
+    log, estimator = serving.log(serving.burst), None
+    if is_file(serving.estimator):
+        estimator = load_estimator(serving.estimator)
+        estimate(estimator, log)  # refused for its features before anything runs
 
     def measured() -> dict:
         with bench(
-            asked.engine, log, asked.burst, asked.workers, asked.dsn, asked.slo_s
+            serving.engine,
+            log,
+            serving.burst,
+            serving.workers,
+            serving.dsn,
+            serving.slo_s,
         ) as ready:
-            rate_per_s = asked.load * ready.saturation_per_s
-            n = max(round(rate_per_s * asked.seconds / asked.rounds), asked.fewest)
+            rate_per_s = serving.load * ready.saturation_per_s
+            n = max(
+                round(rate_per_s * serving.seconds / serving.rounds), serving.fewest
+            )
             require(
                 n >= LEAST,
-                f"{asked.seconds:g} s at {rate_per_s:.0f}/s in {asked.rounds} rounds "
-                f"are {n} transactions each: expected at least {LEAST}; serve longer",
+                f"a round must have at least {LEAST} transactions, got {n} from "
+                f"{serving.seconds:g} s at {rate_per_s:.0f}/s in {serving.rounds} "
+                "rounds: serve longer",
             )
-            whole = asked.log(asked.burst + asked.rounds * (WARM_UP + n))
+            whole = serving.log(serving.burst + serving.rounds * (WARM_UP + n))
             if not ready.storage.one_writer:
                 whole = whole.without_files()
             ready = replace(ready, log=whole)
-            model = fitted(asked.estimator, ready) if kept is None else kept
+            model = fitted(serving.estimator, ready) if estimator is None else estimator
             runs = []
-            sources = np.random.SeedSequence(asked.seed).spawn(asked.rounds)
+            sources = np.random.SeedSequence(serving.seed).spawn(serving.rounds)
             for number, source in enumerate(sources):
                 rng = np.random.default_rng(source)
                 arrival_s = poisson_arrivals(rate_per_s, n, rng)
-                runs.append(_round(ready, number, model, arrival_s, asked))
-        made = _result(ready, runs, asked)
-        return made if kept is None else made | {"fitted_on": 0}
+                runs.append(_round(ready, number, model, arrival_s, serving))
+        result = _result(ready, runs, serving)
+        return result if estimator is None else result | {"fitted_on": 0}
 
     # a server's processes are none of ours, and would pass for somebody else's
-    return undisturbed(measured) if asked.engine == "sqlite" else measured()
+    return undisturbed(measured) if serving.engine == "sqlite" else measured()
 
 
 def _require_learned(name: str) -> None:
@@ -429,27 +437,27 @@ def _require_learned(name: str) -> None:
 
 def estimate(model: LatencyEstimator, log: Log) -> F64:
     """(n,) service times that a model of static features expects of `log`."""
-    asked = Batch.of_features(static_features(log), static_names(log), log.keys)
-    return model.predict(asked)
+    batch = Batch.of_features(static_features(log), static_names(log), log.keys)
+    return model.predict(batch)
 
 
 def _round(
-    ready: Bench, number: int, model: LatencyEstimator, arrival_s: F64, asked: Serving
+    ready: Bench, number: int, model: LatencyEstimator, arrival_s: F64, serving: Serving
 ) -> tuple[Live, Live]:
     """The same requests under FIFO and under the policy, in turn the first to run."""
     log = ready.requests(number, len(arrival_s))
     estimated_s = estimate(model, log)
-    policies, done = ("fifo", asked.policy), {}
+    policies, done = ("fifo", serving.policy), {}
     for which, policy in sorted(enumerate(policies), reverse=number % 2 == 1):
         done[which] = run_live(
             ready, log, policy, arrival_s, estimated_s, name=f"round{number}-{which}",
-            batch_size=asked.batch_size, flush_s=asked.flush_s,
+            batch_size=serving.batch_size, flush_s=serving.flush_s,
         )  # fmt: skip
     return done[0], done[1]
 
 
-def _result(ready: Bench, runs: Sequence[tuple[Live, Live]], asked: Serving) -> dict:
-    load, rate_per_s = asked.load, asked.load * ready.saturation_per_s
+def _result(ready: Bench, runs: Sequence[tuple[Live, Live]], serving: Serving) -> dict:
+    load, rate_per_s = serving.load, serving.load * ready.saturation_per_s
     n = len(runs[0][0].history.arrival_s)
     truths = [fifo.trace for fifo, _ in runs]
     rows = [
@@ -465,8 +473,8 @@ def _result(ready: Bench, runs: Sequence[tuple[Live, Live]], asked: Serving) -> 
     loops_s = [live.run.loop_cpu_s for _, live in runs]
     return {
         "engine": ready.storage.engine,
-        "policy": asked.policy,
-        "estimator": asked.estimator,
+        "policy": serving.policy,
+        "estimator": serving.estimator,
         "fitted_on": len(ready.past),
         "arrivals": "Poisson",
         "load": load,
@@ -474,7 +482,7 @@ def _result(ready: Bench, runs: Sequence[tuple[Live, Live]], asked: Serving) -> 
         "saturation_per_s": ready.saturation_per_s,
         "slo_s": ready.slo_s,
         "workers": ready.workers,
-        "seconds": max(asked.seconds, asked.rounds * asked.fewest / rate_per_s),
+        "seconds": max(serving.seconds, serving.rounds * serving.fewest / rate_per_s),
         "rounds": len(runs),
         "transactions": n,
         **metrics.outcome(

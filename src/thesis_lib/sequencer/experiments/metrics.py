@@ -228,9 +228,9 @@ ENDS = ("low", "high", "n", "interval")  # what is published beside a value
 
 def in_percent(name: str, share: Interval, ends: str = "") -> dict[str, float | str]:
     """A share and its interval in percent, as `name` and `<ends>…` for each of ENDS."""
-    found = share.numbers(name, 100)
-    return {name: found[name]} | {
-        f"{ends}{end}": found[f"{name}_{end}"] for end in ENDS
+    numbers = share.numbers(name, 100)
+    return {name: numbers[name]} | {
+        f"{ends}{end}": numbers[f"{name}_{end}"] for end in ENDS
     }
 
 
@@ -252,9 +252,9 @@ def told_apart(runs: pd.DataFrame, policy: str) -> pd.DataFrame:
     others = [name for name in runs["policy"].unique() if name != policy]
     require(len(others) > 0, f"runs hold {policy!r} alone: expected another beside it")
     cases = product(others, np.unique(runs["load"]))
-    found = pd.DataFrame([row(*at) for at in cases])
-    sides = np.where(found["points"] < 0, "fewer", "more")
-    return found.assign(side=np.where(holm(found["p"]), sides, "untold"))
+    table = pd.DataFrame([row(*at) for at in cases])
+    sides = np.where(table["points"] < 0, "fewer", "more")
+    return table.assign(side=np.where(holm(table["p"]), sides, "untold"))
 
 
 MEANS = (
@@ -297,8 +297,8 @@ def spans(runs: Mapping[str, pd.DataFrame], policy: str) -> dict[str, float]:
     `runs` of `replicate` by scenario; named `<policy>_least_<scenario>` and so on.
     """
     reductions = {
-        place: [reduction(made, policy, load).value for load in made["load"].unique()]
-        for place, made in runs.items()
+        place: [reduction(table, policy, load).value for load in table["load"].unique()]
+        for place, table in runs.items()
     }
     return {
         f"{policy}_{end}_{place}": 100 * find(each)
@@ -319,8 +319,8 @@ def rates(
     two columns a scenario.
     """
     columns = {
-        (place, label): table(made, name)[load] / saturation_per_s[place]
-        for place, made in runs.items()
+        (place, label): table(runs_there, name)[load] / saturation_per_s[place]
+        for place, runs_there in runs.items()
         for name, label in RATES.items()
     }
     return pd.DataFrame(columns)

@@ -176,15 +176,15 @@ def kise_ibaraki_mine(release_s: F64, service_s: F64, deadline_s: F64) -> Bool:
         "releases and deadlines are not agreeable: relax each deadline to the latest "
         "of those released before, and call the bound weak",
     )
-    kept = np.zeros(n, bool)
+    is_kept = np.zeros(n, bool)
     _kise_ibaraki_mine(
         ticks(release_s[order]),
         ticks(service_s[order]),
         ticks(deadline_s[order], up=True),
-        kept,
+        is_kept,
     )
     on_time = np.zeros(n, bool)
-    on_time[order] = kept
+    on_time[order] = is_kept
     return on_time
 
 

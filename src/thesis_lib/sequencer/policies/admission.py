@@ -188,8 +188,8 @@ def _learn(terms, memory):
     log, pending, estimates_s = memory.world.log, memory.pending, memory.estimated_s
     seen = memory.decided.order  # nothing is in it yet
     read = counts[READ]
-    found = learn_commits(memory, terms.window, seen)
-    for at in range(found):
+    seen_n = learn_commits(memory, terms.window, seen)
+    for at in range(seen_n):
         i = log[seen[at]]
         late = memory.world.finish_s[i] > memory.deadline_s[i]
         _settle(memory.control, terms, memory.group[i], late)
@@ -201,7 +201,7 @@ def _learn(terms, memory):
         enter(keys, uncommitted, i)
         estimates_s[i] = corrected_s(memory.online, i)  # others may have sent it
         at -= 1
-    return found > 0 and terms.window > 0
+    return seen_n > 0 and terms.window > 0
 
 
 @inner
@@ -275,7 +275,9 @@ def _start(terms, memory, ids, due_s, ahead_s, startable):
             waits = begin_s > due_s + ahead_s or end_s > closed_s
         if waits:
             if worth == WORTHY:
-                latest_s = memory.deadline_s[i] - terms.reservation_window * service_s[at]
+                latest_s = (
+                    memory.deadline_s[i] - terms.reservation_window * service_s[at]
+                )
                 let_know(keys, uncommitted, number, CLOSED, i, -latest_s)
             continue
         occupy(core_s, 0, end_s)
@@ -344,16 +346,16 @@ def _end_of_span(ids, at):
 @inner
 def _join(online, i, deadline_s):
     """Who is new to its span may widen it."""
-    span, given = online.spans[i // SPAN], online.given[i]
+    span, log_s = online.spans[i // SPAN], online.given[i]
     span[SOONEST] = min(span[SOONEST], deadline_s)
-    span[LONGEST] = max(span[LONGEST], given)
-    span[SHORTEST] = min(span[SHORTEST], given)
+    span[LONGEST] = max(span[LONGEST], log_s)
+    span[SHORTEST] = min(span[SHORTEST], log_s)
 
 
 @njit(cache=True, inline="always")
-def _may_be_late(given, deadline_s, latest_s, line):
+def _may_be_late(log_s, deadline_s, latest_s, line):
     """Whether one started at `latest_s` = (start, allowance) may be."""
-    return latest_s[0] + latest_s[1] * _at_most(line[1] + line[0] * given) > deadline_s
+    return latest_s[0] + latest_s[1] * _at_most(line[1] + line[0] * log_s) > deadline_s
 
 
 @inner
@@ -365,29 +367,29 @@ def _pick(memory, ids, latest_s):
     online, deadlines_s, picked = (
         memory.online, memory.deadline_s, memory.decided.dropped,
     )  # fmt: skip
-    given, probes, spans, line = (
+    logs, probes, spans, line = (
         online.given, online.probes, online.spans, _line(online),
     )  # fmt: skip
     at = count = 0
     while at < len(ids):
         span, end = spans[ids[at] // SPAN], _end_of_span(ids, at)
         if _may_be_late(span[LONGEST], span[SOONEST], latest_s, line):
-            found, soonest_s, longest, shortest = count, np.inf, -np.inf, np.inf
+            start, soonest_s, longest, shortest = count, np.inf, -np.inf, np.inf
             for i in ids[at:end]:
-                if _may_be_late(given[i], deadlines_s[i], latest_s, line) or probes[i]:
+                if _may_be_late(logs[i], deadlines_s[i], latest_s, line) or probes[i]:
                     memory.estimated_s[i] = corrected_s(online, i)
                     picked[count] = i
                     count += 1
                 soonest_s = min(soonest_s, deadlines_s[i])
-                longest, shortest = max(longest, given[i]), min(shortest, given[i])
-            span[SOONEST] = soonest_s if count == found else -np.inf
+                longest, shortest = max(longest, logs[i]), min(shortest, logs[i])
+            span[SOONEST] = soonest_s if count == start else -np.inf
             span[LONGEST], span[SHORTEST] = longest, shortest
         at = end
     return count
 
 
 @njit(cache=True, inline="always")
-def _is_behind(first, i, deadline_s, given, price_s, deadline_weight, line):
+def _is_behind(first, i, deadline_s, log_s, price_s, weight, line):
     """Whether i can be sure to come after the first = (rank, key, id) so far.
 
     So can all of a span from i on whose least deadline and least estimate these are.
@@ -395,8 +397,8 @@ def _is_behind(first, i, deadline_s, given, price_s, deadline_weight, line):
     rank, key, number = first
     if rank == WORTHY and deadline_s > key:
         return True
-    least_s = _at_least(line[1] + line[0] * given)
-    least_rank, least_key = WORTHY, deadline_s + deadline_weight * least_s
+    least_s = _at_least(line[1] + line[0] * log_s)
+    least_rank, least_key = WORTHY, deadline_s + weight * least_s
     if least_s > price_s:
         least_rank = ABOVE
     behind = least_key > key or (least_key == key and i > number)
@@ -404,36 +406,36 @@ def _is_behind(first, i, deadline_s, given, price_s, deadline_weight, line):
 
 
 @inner
-def _first(memory, ids, few, latest_s, started, price_s, deadline_weight):
+def _first(memory, ids, few, latest_s, started, price_s, weight):
     """Who is next by rank, key and number: id, rank, and place among the few, or NONE.
 
     Nobody of the `few` who is refused or released, and nobody who has `started`.
     """
     online, deadlines_s, decided = memory.online, memory.deadline_s, memory.decided
-    given, probes, spans, line = (
+    logs, probes, spans, line = (
         online.given, online.probes, online.spans, _line(online),
     )  # fmt: skip
     first, place, at = (REFUSED, -np.inf, NONE), NONE, 0
     for one in range(len(few)):
-        found = decided.rank[one], decided.key[one], few[one]
-        if found[0] != RELEASED and found < first:
-            first, place = found, one
+        other = decided.rank[one], decided.key[one], few[one]
+        if other[0] != RELEASED and other < first:
+            first, place = other, one
     while at < len(ids):
         span, end = spans[ids[at] // SPAN], _end_of_span(ids, at)
         soonest_s, shortest = span[SOONEST], span[SHORTEST]
-        if not _is_behind(first, ids[at], soonest_s, shortest, price_s, deadline_weight, line):
+        if not _is_behind(first, ids[at], soonest_s, shortest, price_s, weight, line):
             for i in ids[at:end]:
                 deadline_s = deadlines_s[i]
-                if _is_behind(first, i, deadline_s, given[i], price_s, deadline_weight, line):
+                if _is_behind(first, i, deadline_s, logs[i], price_s, weight, line):
                     continue
-                picked = _may_be_late(given[i], deadline_s, latest_s, line)
+                picked = _may_be_late(logs[i], deadline_s, latest_s, line)
                 if picked or probes[i] or i in started:
                     continue
                 service_s, rank, key = corrected_s(online, i), WORTHY, deadline_s
                 if service_s > price_s:
                     rank = ABOVE
-                if deadline_weight > 0:
-                    key += deadline_weight * service_s
+                if weight > 0:
+                    key += weight * service_s
                 if (rank, key, i) < first:
                     first, place = (rank, key, i), NONE
         at = end
@@ -452,9 +454,9 @@ def _hold_others(ids, order, dropped, held):
             if ids[at] <= i < gone:
                 gone = i
         end = _place_of(ids, at, len(ids), gone)
-        kept, to = ids[at:end], held[count : count + end - at]
-        for place in range(len(kept)):
-            to[place] = kept[place]
+        rest, to = ids[at:end], held[count : count + end - at]
+        for place in range(len(rest)):
+            to[place] = rest[place]
         count, at = count + end - at, end + 1
     return count
 
@@ -462,20 +464,22 @@ def _hold_others(ids, order, dropped, held):
 @inner
 def _bind_freely(terms, memory, ids, due_s, ahead_s):
     """Steps 3 and 4 of `bind_late` where nobody declares a key and groups are alike."""
-    control, online, made = memory.control, memory.online, memory.decided
-    core_s, rank, price_s = made.core_s, made.rank, control[PRICE_S]
-    factor = max(allowance(online, terms.least_p), allowance(online, terms.confidence_threshold))
+    control, online, out = memory.control, memory.online, memory.decided
+    core_s, rank, price_s = out.core_s, out.rank, control[PRICE_S]
+    factor = max(
+        allowance(online, terms.least_p), allowance(online, terms.confidence_threshold)
+    )
     latest_s = max(due_s, core_s[0]), factor
-    few = made.dropped[: _pick(memory, ids, latest_s)]
+    few = out.dropped[: _pick(memory, ids, latest_s)]
     _judge(terms, memory, few, due_s, ahead_s)
-    deadline_weight = 0.0
+    weight = 0.0
     for at in range(len(few)):
         if rank[at] >= UNSURE:
-            deadline_weight = terms.deadline_weight
+            weight = terms.deadline_weight
     released = 0
     while core_s[0] <= due_s + ahead_s:
-        started = made.order[:released]
-        i, worth, place = _first(memory, ids, few, latest_s, started, price_s, deadline_weight)
+        started = out.order[:released]
+        i, worth, place = _first(memory, ids, few, latest_s, started, price_s, weight)
         if i == NONE:
             break
         service_s = memory.estimated_s[i] = corrected_s(online, i)
@@ -484,15 +488,15 @@ def _bind_freely(terms, memory, ids, due_s, ahead_s):
             rank[place] = RELEASED
         if worth == ABOVE:
             _rise(control, terms)
-        made.order[released] = i
+        out.order[released] = i
         released += 1
     dropped = 0
     for at in range(len(few)):
         if rank[at] == REFUSED:
-            made.dropped[dropped] = few[at]
+            out.dropped[dropped] = few[at]
             dropped += 1
-    refused, order = made.dropped[:dropped], made.order[:released]
-    return released, dropped, _hold_others(ids, order, refused, made.held)
+    refused, order = out.dropped[:dropped], out.order[:released]
+    return released, dropped, _hold_others(ids, order, refused, out.held)
 
 
 @inner

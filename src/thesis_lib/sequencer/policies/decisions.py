@@ -39,11 +39,11 @@ def decide_compiled(
 ) -> tuple[I64, I64, I64]:
     """What a policy with `code` orders, drops and holds of `ids` (b,), which rise."""
     order, dropped, held = decide_into(code, memory, model, ids, now_s)
-    made = memory.decided
+    decided = memory.decided
     return (
-        made.order[:order].copy(),
-        made.dropped[:dropped].copy(),
-        made.held[:held].copy(),
+        decided.order[:order].copy(),
+        decided.dropped[:dropped].copy(),
+        decided.held[:held].copy(),
     )
 
 

@@ -105,16 +105,16 @@ def _look(memory):
     """Bring the list of log entries that have not committed up to date."""
     world, pending, counts = memory.world, memory.pending, memory.counts
     log, finish_s = world.log, world.finish_s
-    kept = 0
+    n_active = 0
     for at in range(counts[PENDING]):
         if np.isnan(finish_s[log[pending[at]]]):
-            pending[kept] = pending[at]
-            kept += 1
+            pending[n_active] = pending[at]
+            n_active += 1
     for at in range(counts[READ], world.progress[LOGGED]):
         if np.isnan(finish_s[log[at]]):
-            pending[kept] = at
-            kept += 1
-    counts[PENDING], counts[READ] = kept, world.progress[LOGGED]
+            pending[n_active] = at
+            n_active += 1
+    counts[PENDING], counts[READ] = n_active, world.progress[LOGGED]
 
 
 @inner
@@ -281,21 +281,21 @@ def _together(memory, model, ids, now_s, finish_s):
     """
     deadline_s, tolerance_s = memory.deadline_s, model.tolerance_s
     due_s = _due_s(memory.world, model, now_s)
-    kept = memory.decided.held[: len(ids)]
+    held = memory.decided.held[: len(ids)]
     for at in range(len(ids)):
-        kept[at] = ids[at]
+        held[at] = ids[at]
     while True:
-        _run_forward(memory, kept, now_s, due_s, finish_s)
+        _run_forward(memory, held, now_s, due_s, finish_s)
         _clear(memory)
         late = NONE
         for at in range(len(ids)):
-            i = kept[at]
+            i = held[at]
             if i != NONE and finish_s[at] > deadline_s[i] + tolerance_s:
                 late = at
                 break
         if late == NONE:
             return
-        kept[late] = NONE
+        held[late] = NONE
 
 
 @inner
@@ -366,21 +366,21 @@ def learn_commits(memory: Memory, window: float, seen: I64) -> int:
     log, logged = memory.world.log, memory.world.progress[LOGGED]
     start_s, finish_s = memory.world.start_s, memory.world.finish_s
     read, waiting = counts[READ], counts[PENDING]
-    found = kept = 0
+    n_commits = n_active = 0
     for at in range(waiting + logged - read):
         entry = pending[at] if at < waiting else read + at - waiting
         i = int(log[entry])
         if np.isnan(finish_s[i]):
-            pending[kept] = entry
-            kept += 1
+            pending[n_active] = entry
+            n_active += 1
             continue
-        seen[found] = entry
-        found += 1
+        seen[n_commits] = entry
+        n_commits += 1
         if window > 0:
             left_s = memory.deadline_s[i] - online.asked_s[i]
             learn(online, i, float(finish_s[i] - start_s[i]), window, left_s)
-    counts[PENDING], counts[READ] = kept, logged
-    return found
+    counts[PENDING], counts[READ] = n_active, logged
+    return n_commits
 
 
 @inner

@@ -94,15 +94,15 @@ def gradient_limit(memory: Memory, now_s: float, interval_s: float, cores: int) 
     taken to be those of eight cores.
     """
     control, world, seen = memory.control, memory.world, memory.decided.held
-    found = learn_commits(memory, 0.0, seen)
-    flying = memory.counts[PENDING] + found
+    n_commits = learn_commits(memory, 0.0, seen)
+    flying = memory.counts[PENDING] + n_commits
     if control[LIMIT] == 0:
         control[LIMIT], control[RENEWED] = 2.5 * cores, now_s
     control[MOST] = max(control[MOST], flying)
-    for at in range(found):
+    for at in range(n_commits):
         i = world.log[seen[at]]
         control[SUM] += world.finish_s[i] - world.dispatch_s[seen[at]]
-    control[NUMBER] += found
+    control[NUMBER] += n_commits
     if now_s - control[RENEWED] >= interval_s:
         if control[NUMBER] >= 10:
             _renew_limit(control, cores)

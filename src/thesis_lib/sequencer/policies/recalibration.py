@@ -108,9 +108,11 @@ def all_corrected_s(online: Online, ids: I64) -> F64:
 
 
 @borrowing
-def octave(given: float) -> int:
+def octave(log_estimate: float) -> int:
     """Position in `fits` and `doubts` of an estimate of which this is the logarithm."""
-    return min(max(int(np.floor(given / log(2.0))) + OCTAVES // 2, 0), OCTAVES - 1)
+    return min(
+        max(int(np.floor(log_estimate / log(2.0))) + OCTAVES // 2, 0), OCTAVES - 1
+    )
 
 
 @borrowing
@@ -136,8 +138,8 @@ def learn(
 
     A probe fitted if it had `left_s` or more when it was first seen.
     """
-    given, moments, residuals = online.given, online.moments, online.residuals
-    x, y = given[i], log(max(took_s, LEAST_S))
+    log_estimates, moments, residuals = online.given, online.moments, online.residuals
+    x, y = log_estimates[i], log(max(took_s, LEAST_S))
     if moments[COMMITS] == 0:
         moments[MEAN_X] = moments[MEAN_Y] = x
     dx, dy = x - moments[MEAN_X], y - moments[MEAN_Y]

@@ -116,11 +116,11 @@ class Policy:
 
         `group` (n,) says whose violations are compared with whose, all alike if None.
         """
-        given = keys, estimated_s, deadline_s, spread
+        inputs = keys, estimated_s, deadline_s, spread
         ghosts, cpu = self.defects.ghosts, not self.defects.no_cpu
         if self.defects.no_feedback:
             return OpenLoop(
-                *given, lag_s=lag_s, tolerance_s=self.tolerance_s, ghosts=ghosts,
+                *inputs, lag_s=lag_s, tolerance_s=self.tolerance_s, ghosts=ghosts,
                 cores=len(state.running) if cpu else None,
             )  # fmt: skip
         if self.control is None or group_count(self.control) == 1:
@@ -132,7 +132,7 @@ class Policy:
                 f"{group_count(self.control)} groups",
             )
         return Feedback(
-            state, *given, lag_s, self.tolerance_s, cpu=cpu, ghosts=ghosts,
+            state, *inputs, lag_s, self.tolerance_s, cpu=cpu, ghosts=ghosts,
             control=self.control, group=group,
         )  # fmt: skip
 

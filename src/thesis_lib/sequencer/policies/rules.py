@@ -125,13 +125,13 @@ def _coin(seed, i):
 
 
 @inner
-def _put(made, i, drops, kept, dropped):
+def _put(decided, i, drops, n_kept, dropped):
     """Write `i` behind what is kept or dropped; how many either are then."""
     if drops:
-        made.dropped[dropped] = i
-        return kept, dropped + 1
-    made.order[kept] = i
-    return kept + 1, dropped
+        decided.dropped[dropped] = i
+        return n_kept, dropped + 1
+    decided.order[n_kept] = i
+    return n_kept + 1, dropped
 
 
 @inner
@@ -167,14 +167,14 @@ def _late(code, memory, model, ids, now_s):
     machine of the speed of all `cores` would give up, which is kept while there is
     hope.
     """
-    made, b = memory.decided, len(ids)
-    rank, key, finish_s = made.rank[:b], made.key[:b], made.finish_s[:b]
+    decided, b = memory.decided, len(ids)
+    rank, key, finish_s = decided.rank[:b], decided.key[:b], decided.finish_s[:b]
     schedule_into(memory, model, ids, now_s, np.bool_(True), finish_s)  # no literal
     dropped = 0
     for at in range(b):
         i = ids[at]
         deadline_s, service_s = memory.deadline_s[i], memory.estimated_s[i]
-        made.service_s[at] = service_s
+        decided.service_s[at] = service_s
         key[at] = deadline_s
         if code.kind == SLACK:
             key[at] = deadline_s - service_s
@@ -184,19 +184,19 @@ def _late(code, memory, model, ids, now_s):
         rank[at] = 0
         if p < code.least_p:
             rank[at] = HOPELESS
-            made.dropped[dropped] = i
+            decided.dropped[dropped] = i
             dropped += 1
-    places, kept = made.held[:b], b - dropped
-    sort_into(places, made.order, rank, key)
+    places, n_kept = decided.held[:b], b - dropped
+    sort_into(places, decided.order, rank, key)
     if code.cores > 0:
-        _demote(memory, ids, places[:kept], now_s, code.cores)
-    for at in places[:kept]:
-        if finish_s[at] - made.service_s[at] > now_s + code.slack_s:
+        _demote(memory, ids, places[:n_kept], now_s, code.cores)
+    for at in places[:n_kept]:
+        if finish_s[at] - decided.service_s[at] > now_s + code.slack_s:
             rank[at] += 1
-    sort_into(places, made.order, rank, key)
-    for at in range(kept):
-        made.order[at] = ids[places[at]]
-    return kept, dropped, 0
+    sort_into(places, decided.order, rank, key)
+    for at in range(n_kept):
+        decided.order[at] = ids[places[at]]
+    return n_kept, dropped, 0
 
 
 @inner
@@ -207,58 +207,61 @@ def _critical_first(memory, ids, code):
     has the least time left between forecast end and deadline, and what is hopeless, a
     band too late, goes last.
     """
-    made, b = memory.decided, len(ids)
-    rank, key = made.rank[:b], made.key[:b]
+    decided, b = memory.decided, len(ids)
+    rank, key = decided.rank[:b], decided.key[:b]
     for at in range(b):
-        finish_s, deadline_s = made.finish_s[at], memory.deadline_s[ids[at]]
+        finish_s, deadline_s = decided.finish_s[at], memory.deadline_s[ids[at]]
         if code.band:
             rank[at], key[at] = abs(finish_s - deadline_s) >= code.band_s, 0.0
         else:
             rank[at] = finish_s > deadline_s + code.band_s
             key[at] = deadline_s - finish_s
-    sort_into(made.held[:b], made.dropped, rank, key)
+    sort_into(decided.held[:b], decided.dropped, rank, key)
 
 
 @inner
 def _drop_and_reorder(code, memory, model, ids, now_s):
     """The rule of the thesis: how many run and are dropped, and 0 held."""
-    made, b = memory.decided, len(ids)
-    finish_s, places = made.finish_s[:b], made.held[:b]
+    decided, b = memory.decided, len(ids)
+    finish_s, places = decided.finish_s[:b], decided.held[:b]
     forecasts = 2 if code.fresh else 1
     for turn in range(forecasts):
         schedule_into(memory, model, ids, now_s, turn + 1 == forecasts, finish_s)
         if turn + 1 < forecasts:
             _critical_first(memory, ids, code)
             for at in range(b):
-                made.order[at] = ids[places[at]]
-            ids = made.order[:b]
+                decided.order[at] = ids[places[at]]
+            ids = decided.order[:b]
     if code.moves and not code.fresh:
         _critical_first(memory, ids, code)
     else:
         for at in range(b):
             places[at] = at
-    kept = dropped = 0
+    n_kept = dropped = 0
     for at in places:
         i = ids[at]
         late = finish_s[at] > memory.deadline_s[i] + code.allowance_s
-        kept, dropped = _put(made, i, code.drops and late, kept, dropped)
-    return kept, dropped, 0
+        n_kept, dropped = _put(decided, i, code.drops and late, n_kept, dropped)
+    return n_kept, dropped, 0
 
 
 @inner
 def _in_turn(code, memory, ids, now_s):
     """A queue that drops at its end, or at its front."""
-    made, first, last = memory.decided, 0, len(ids)
+    decided, first, last = memory.decided, 0, len(ids)
     if code.kind == CAP:
         for at in range(len(ids)):
-            made.service_s[at] = memory.estimated_s[ids[at]]
+            decided.service_s[at] = memory.estimated_s[ids[at]]
         last = admitted(
-            memory.control, made.service_s[: len(ids)], in_flight(memory), code.room_s
+            memory.control,
+            decided.service_s[: len(ids)],
+            in_flight(memory),
+            code.room_s,
         )
     elif code.kind == CODEL:
         for at in range(len(ids)):
-            made.key[at] = memory.deadline_s[ids[at]] - now_s
-        left_s = made.key[: len(ids)]
+            decided.key[at] = memory.deadline_s[ids[at]] - now_s
+        left_s = decided.key[: len(ids)]
         first = controlled(memory.control, left_s, now_s, code.spare_s, code.interval_s)
     elif code.kind == GRADIENT:
         limit = gradient_limit(memory, now_s, code.interval_s, code.cores)
@@ -267,18 +270,18 @@ def _in_turn(code, memory, ids, now_s):
         limit = credits(memory, now_s, code.target_s, code.interval_s, code.cores)
         last = min(max(limit - in_flight(memory), 0), len(ids))
     for at in range(first, last):
-        made.order[at - first] = ids[at]
+        decided.order[at - first] = ids[at]
     for at in range(first):
-        made.dropped[at] = ids[at]
+        decided.dropped[at] = ids[at]
     for at in range(last, len(ids)):
-        made.dropped[at - last] = ids[at]
+        decided.dropped[at - last] = ids[at]
     return last - first, len(ids) - last + first
 
 
 @inner
 def _one_by_one(code, memory, ids, now_s):
     """Each is dropped with one probability, or where it would wait for a lock."""
-    kept = dropped = 0
+    n_kept = dropped = 0
     share = code.share
     if code.kind == ENVOY:
         share = refused_share(memory, now_s, code.interval_s)
@@ -293,22 +296,22 @@ def _one_by_one(code, memory, ids, now_s):
             memory.control[DRAWN] += 1
         else:
             drops = _coin(code.seed, i) < share
-        kept, dropped = _put(memory.decided, i, drops, kept, dropped)
+        n_kept, dropped = _put(memory.decided, i, drops, n_kept, dropped)
     if code.kind == CINNAMON:
-        memory.control[ENTERED] += kept
-    return kept, dropped
+        memory.control[ENTERED] += n_kept
+    return n_kept, dropped
 
 
 @inner
 def _sorted(code, memory, ids):
     """By deadline or by estimate; all run."""
-    made, b = memory.decided, len(ids)
+    decided, b = memory.decided, len(ids)
     by = memory.deadline_s if code.kind == EDF else memory.estimated_s
     for at in range(b):
-        made.rank[at], made.key[at] = 0, by[ids[at]]
-    sort_into(made.held[:b], made.dropped, made.rank[:b], made.key[:b])
+        decided.rank[at], decided.key[at] = 0, by[ids[at]]
+    sort_into(decided.held[:b], decided.dropped, decided.rank[:b], decided.key[:b])
     for at in range(b):
-        made.order[at] = ids[made.held[at]]
+        decided.order[at] = ids[decided.held[at]]
     return b, 0
 
 
@@ -318,16 +321,16 @@ def _last_first(code, memory, ids, now_s):
 
     That is much less once the queue has stood for a while.
     """
-    made, waiting = memory.decided, len(ids)
+    decided, waiting = memory.decided, len(ids)
     room = code.most - in_flight(memory)
     standing = stands(memory.control, waiting, room, now_s, code.interval_s)
     spare_s = code.standing_s if standing else code.spare_s
-    kept = dropped = 0
+    n_kept = dropped = 0
     for at in range(waiting):
         i = ids[waiting - 1 - at] if waiting > room else ids[at]
         left = memory.deadline_s[i] - now_s < spare_s
-        kept, dropped = _put(made, i, left, kept, dropped)
-    return kept, dropped
+        n_kept, dropped = _put(decided, i, left, n_kept, dropped)
+    return n_kept, dropped
 
 
 @inner

@@ -115,11 +115,11 @@ class Run(NamedTuple):
         Transactions may be held then, which have nothing left to wait for.
         """
         state, before, _, busy_s, setting = self
-        asked = np.empty(len(busy_s), np.int64)
-        size = next_decision(state, before, busy_s, setting, asked)
+        decided_ids = np.empty(len(busy_s), np.int64)
+        size = next_decision(state, before, busy_s, setting, decided_ids)
         if size <= 0:
             return None
-        ids = asked[:size].copy()
+        ids = decided_ids[:size].copy()
         batch = trace.batch(ids, before.deadline_s[ids], before.arrival_s[ids])
         return batch, float(before.clock_s[NOW])
 
@@ -268,22 +268,22 @@ def simulate(
 @njit(cache=True)
 def _run(state, before, busy_s, setting, memory, model, code):
     """Everything, compiled; returns how many are held for ever."""
-    asked, made = np.empty(len(busy_s), np.int64), memory.decided
+    ids, decided = np.empty(len(busy_s), np.int64), memory.decided
     while True:
-        size = next_decision(state, before, busy_s, setting, asked)
+        size = next_decision(state, before, busy_s, setting, ids)
         if size <= 0:
             return before.counts[HELD]
         order, dropped, held = decide_into(
-            code, memory, model, asked[:size], before.clock_s[NOW]
+            code, memory, model, ids[:size], before.clock_s[NOW]
         )
         enter(
-            state, before, setting, made.order[:order], made.dropped[:dropped],
-            made.held[:held],
+            state, before, setting, decided.order[:order], decided.dropped[:dropped],
+            decided.held[:held],
         )  # fmt: skip
 
 
 def _run_rule(trace: Trace, policy: Policy, run: Run) -> int:
     """The same, asking a rule in Python."""
-    while (asked := run.ask(trace)) is not None:
-        run.carry_out(decide(policy, run.lookahead, *asked))
+    while (ids := run.ask(trace)) is not None:
+        run.carry_out(decide(policy, run.lookahead, *ids))
     return int(run.before.counts[HELD])

@@ -136,8 +136,8 @@ def fit_prices(trace: Trace) -> Prices:
     require(len(trace) > 0, "the collected trace is empty: collect one first")
     records = trace.features[:, columns(trace, RECORDS)]
     design = np.column_stack([np.ones(len(trace)), records])
-    found, _ = nnls(design, trace.service_s)
-    return Prices(*(GRAIN_S * np.rint(found / GRAIN_S)).tolist())
+    prices, _ = nnls(design, trace.service_s)
+    return Prices(*(GRAIN_S * np.rint(prices / GRAIN_S)).tolist())
 
 
 def priced(log: Log, prices: Prices, sigma: float, seed: int) -> Trace:

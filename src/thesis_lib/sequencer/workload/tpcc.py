@@ -97,6 +97,6 @@ def _directory(
             for c, (last, first) in enumerate(names):
                 bearers.setdefault((w, d, last), []).append((first, c))
     return {
-        name: (sorted(found)[(len(found) - 1) // 2][1], len(found))
-        for name, found in bearers.items()
+        name: (sorted(customers)[(len(customers) - 1) // 2][1], len(customers))
+        for name, customers in bearers.items()
     }

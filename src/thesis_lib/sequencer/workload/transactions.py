@@ -321,9 +321,9 @@ class Log:
     def without_files(self) -> Self:
         """The same log with locks of rows alone: for a database with many writers."""
         keys, files = self.keys, self.scale.file_locks
-        kept = (keys.keys < files.start) | (keys.keys >= files.stop)
-        offsets = np.concatenate([[0], np.cumsum(kept)])[keys.offsets]
-        rows = KeySets(offsets, keys.keys[kept], keys.exclusive[kept])
+        mask = (keys.keys < files.start) | (keys.keys >= files.stop)
+        offsets = np.concatenate([[0], np.cumsum(mask)])[keys.offsets]
+        rows = KeySets(offsets, keys.keys[mask], keys.exclusive[mask])
         return replace(self, keys=rows)
 
 
