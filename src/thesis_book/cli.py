@@ -65,11 +65,9 @@ def run(
     from thesis_book.compare import present
     from thesis_book.execute.claims import read_claims
 
-    this_run = compare_.Run("this run", tuple(record for record, _ in outcome))
-    compared = compare_.compare(
-        [this_run], read_claims().claims, compare_.read_reference()
-    )
-    doubted = compare_.doubts(compared, this_run)
+    run_ = compare_.Run("this run", tuple(record for record, _ in outcome))
+    compared = compare_.compare([run_], read_claims().claims, compare_.read_reference())
+    doubted = compare_.doubts(compared, run_)
     doubts = present.doubts_section(doubted)
     warning = [f"{doubts.heading}: {doubts.text}", *(f"  {n}" for n in doubts.notes)]
     show(

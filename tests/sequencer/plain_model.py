@@ -384,10 +384,8 @@ class PlainLate:
             self.expected_s[i] = self._calibrated(i)
         service_s = self.expected_s
         least_p = terms.least_p
-        factor, sure = (
-            self._allowance(least_p),
-            self._allowance(terms.confidence_threshold),
-        )
+        sure = self._allowance(terms.confidence_threshold)
+        factor = self._allowance(least_p)
         price_s, above, unsure, kept, refused = self.price_s, {}, {}, [], []
         for i in ids:
             needs_s = factor * service_s[i]
@@ -425,9 +423,8 @@ class PlainLate:
             latest_s = free_at(reserved, self.sets[i], inf, min, inf)
             if free_s > due_s + ahead_s or end_s > latest_s:
                 if not above[i] and not unsure[i]:
-                    until_s = (
-                        self.deadline_s[i] - terms.reservation_window * service_s[i]
-                    )
+                    spare_s = terms.reservation_window * service_s[i]
+                    until_s = self.deadline_s[i] - spare_s
                     note(reserved, self.sets[i], until_s, min, inf)
                 continue
             heapq.heapreplace(cores, end_s)

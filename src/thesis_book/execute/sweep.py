@@ -370,10 +370,8 @@ def write_summary(grid: Grid, results: pd.DataFrame, output: Path) -> None:
     """
     axes = [f"parameter.{name}" for name in grid.varied]
     drawn = [axis for axis in axes if axis != f"parameter.{SEED}"] or axes
-    number_columns = results.filter(regex=r"^number\.").select_dtypes("number")
-    varying = [
-        str(name) for name, count in number_columns.nunique().items() if count > 1
-    ]
+    numeric = results.filter(regex=r"^number\.").select_dtypes("number")
+    varying = [str(name) for name, count in numeric.nunique().items() if count > 1]
     claims = read_claims().of_chapter(grid.chapter.number)
     claimed = [n for c in claims if (n := f"number.{c.key}") in varying]
     numbers = (claimed or varying)[:MAX_PANELS]

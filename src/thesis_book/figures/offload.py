@@ -380,13 +380,13 @@ def roofline_stream(
     weights_s: float,
     token_s: float,
     predicted: tuple[float, float, float],
-    measured_tokens: float,
+    measured_at: float,
 ) -> Drawing:
     """Time of a pass against its tokens: the floor of reading and the line of compute.
 
     `io_s` is the drain, `weights_s` one pass over weights in memory and `token_s` the
     products of one token more; `predicted` is where they cross, with the ends of its
-    interval, and `measured_tokens` where the measured ones do, drawn if it is between
+    interval, and `measured_at` where the measured ones do, drawn if it is between
     the first and the last of them. Both axes are logarithmic; the measured points (n,)
     belong to `tokens` (n,).
     """
@@ -406,10 +406,8 @@ def roofline_stream(
     if at > 0:
         panel.axvspan(low, high, color=style.GREY, alpha=0.25, linewidth=0)
         panel.axvline(at, color=style.GREY, linewidth=1, label="crossover, predicted")
-    if tokens[0] <= measured_tokens <= tokens[-1]:
-        panel.axvline(
-            measured_tokens, color=style.INK, ls=":", label="crossover, measured"
-        )
+    if tokens[0] <= measured_at <= tokens[-1]:
+        panel.axvline(measured_at, color=style.INK, ls=":", label="crossover, measured")
     # Each name where its line is the lower one, and away from the points and the other.
     left, right = min(at, tokens[1]) if at > tokens[0] else tokens[1], tokens[-2]
     few = float(np.sqrt(tokens[0] * left))
@@ -427,7 +425,7 @@ def roofline_stream(
     style.legend_below(figure, ncols=3, fontsize=8)
     passes = pd.DataFrame({"tokens": tokens, **measured_s})
     crossings = {"predicted": at, "interval low": low, "interval high": high}
-    crossings["measured"] = measured_tokens
+    crossings["measured"] = measured_at
     frames = {
         "measured": passes.melt("tokens", var_name="what", value_name="pass_s"),
         "reading": pd.DataFrame({"tokens": span, "pass_s": io_s}),

@@ -46,10 +46,8 @@ def clean_notebook(executed: str, tell: Callable[[str], str]) -> str:
         shown = ["parameters" not in own for own in tags]
         notebook.cells = [*compress(notebook.cells, shown)]
     for cell in notebook.cells:
-        kept_tags = [
-            KEPT_TAGS[t] for t in cell.metadata.get("tags", []) if t in KEPT_TAGS
-        ]
-        cell.metadata = nbformat.NotebookNode({"tags": kept_tags} if kept_tags else {})
+        named = [KEPT_TAGS[t] for t in cell.metadata.get("tags", []) if t in KEPT_TAGS]
+        cell.metadata = nbformat.NotebookNode({"tags": named} if named else {})
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if _shows(output)]
             for data in (output.get("data", {}) for output in cell.outputs):

@@ -520,11 +520,7 @@ def speculation(record: dict[str, Any]) -> pd.DataFrame:
 
 
 def passes(record: dict[str, Any]) -> pd.DataFrame:
-    """Return milliseconds of a pass of several sequences, and its ratio to one.
-
-    Index place and texts; columns by way ms, times one sequence, from and to. The ratio
-    is the median of those within a round, with its interval; one sequence has none.
-    """
+    """Return milliseconds of a pass by place, texts and way, and its growth."""
     runs: Any = pd.DataFrame(record["runs"]).set_index(["place", "texts", "way"])
     rows = {}
     for (place, texts, way), samples in runs["samples_s"].items():
@@ -576,7 +572,7 @@ def few_bits(record: dict[str, Any]) -> pd.DataFrame:
     return table.sort_values(["bits", "perplexity"], ascending=[True, False])
 
 
-CONSTANTS = {  # names in the table of the constants whose name is not one word
+CONSTANTS = {  # as printed
     "least_p": "chance", "confidence_threshold": "confidence", "max_wait": "max wait",
     "deadline_weight": "deadline weight", "sum_gain": "gain of the sum",
 }  # fmt: skip

@@ -169,22 +169,20 @@ class LiveSequencer:
             not isinstance(feature_names, str) and len(set(names)) == len(names),
             f"feature_names={feature_names!r}: expected names that differ, in a tuple",
         )
-        chosen = policy(name, slo_s=slo_s, cores=int(workers))
+        rule = policy(name, slo_s=slo_s, cores=int(workers))
         require(
-            chosen.code is None or chosen.code.kind != RANDOM,
-            f"policy must decide by the requests, got {chosen.name!r}, which draws its "
+            rule.code is None or rule.code.kind != RANDOM,
+            f"policy must decide by the requests, got {rule.name!r}, which draws its "
             "rejections by position in a trace. Choose another, such as bid-price.",
         )
         require(
-            not chosen.batched
-            or batch_size == 1
-            or min(flush_s, chosen.flush_s) < np.inf,
-            f"policy {chosen.name!r} waits until {batch_size} requests have come, and "
+            not rule.batched or batch_size == 1 or min(flush_s, rule.flush_s) < np.inf,
+            f"policy {rule.name!r} waits until {batch_size} requests have come, and "
             "the last of them for ever: give flush_s, the seconds after which a batch "
             "is closed, or choose one with a timer (hybrid-corrected) or without "
             "batches (bid-price)",
         )
-        self.policy, self.own = at_hand(chosen, int(workers)), not isinstance(name, str)
+        self.policy, self.own = at_hand(rule, int(workers)), not isinstance(name, str)
         self.workers, self.slo_s = int(workers), slo_s
         self.most_waiting = int(most_waiting)
         self.batch_size, self.flush_s = int(batch_size), float(flush_s)

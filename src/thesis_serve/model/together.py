@@ -1,15 +1,9 @@
-"""Several texts in the same passes over the weights of a streamed model.
+"""Continuous batching for a streamed model (Orca: Yu et al., OSDI 2022).
 
-Weights that come from a disk are read once for a pass, whether one text is written or
-several, so texts that are written at once wait for the same reads: continuous batching,
-as of Orca (Yu et al., OSDI 2022), for a model whose layers come and go. Each text keeps
-a pass of its own, of its own length: whoever needs a layer stops there until all others
-need it too. So nothing is padded, and the bits of a text do not depend on who else is
-written.
-
-A token costs about as much as several where their rows are multiplied with a matrix at
-once, so whoever has a row for it waits for the others there as well. Rows are put
-together only where the kernel was found not to mix them, on this machine.
+Each sequence runs its own pass, of its own length, and waits at each layer until all
+sequences need its weights. There is no padding, and the bits of a sequence do not
+depend on the others. Rows of several sequences are multiplied with a matrix at once if
+the kernel does not mix them on this machine.
 """
 
 from collections import defaultdict

@@ -134,12 +134,8 @@ def apart(n, service_ms):
 
 
 def test_of_the_hopeless_the_first_goes_in_and_then_one_in_so_many():
-    history = run(
-        apart(50, 20.0),
-        10.0,
-        cores=1,
-        params=BidPriceParameters(exploration_period=7.0),
-    )
+    terms = BidPriceParameters(exploration_period=7.0)
+    history = run(apart(50, 20.0), 10.0, cores=1, params=terms)
     assert history.log.tolist() == list(range(0, 50, 7))
 
 
@@ -217,9 +213,8 @@ def test_a_writer_closes_its_row_before_readers_can_starve_it():
     history = run(trace, 10.0, cores=4)
     assert not history.violated.any()
     assert history.latency_s[1] > 5 * MS  # it has let others pass while it could
-    starved = run(
-        trace, 10.0, cores=4, params=BidPriceParameters(reservation_window=-np.inf)
-    )
+    none = BidPriceParameters(reservation_window=-np.inf)
+    starved = run(trace, 10.0, cores=4, params=none)
     assert starved.violated[1]
 
 
@@ -305,12 +300,7 @@ def test_a_gap_bounds_how_much_more_one_group_is_violated(gap):
 @pytest.mark.parametrize("load", [0.7, 1.1, 3.0])
 @pytest.mark.parametrize(
     "options",
-    [
-        {},
-        {"deadline_weight": 0.0, "step": 0.5},
-        {"window": 0.0},
-        {"exploration_period": 2.0},
-    ],
+    [{}, {"deadline_weight": 0, "step": 0.5}, {"window": 0}, {"exploration_period": 2}],
 )
 @pytest.mark.parametrize(("slo_s", "lag_s"), [(0.04, 0.0), (1.0, 0.0), (0.04, 0.003)])
 def test_a_key_that_nobody_else_wants_changes_nothing(load, options, slo_s, lag_s):

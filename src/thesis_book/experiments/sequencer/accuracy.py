@@ -244,13 +244,11 @@ def importance(
     for k, kind in enumerate(trace.kinds):
         of = trace.kind == k
         if of.any():
-            importances: Any = permutation_importance(
+            losses: Any = permutation_importance(
                 readable, trace.features[of], trace.service_s[of], scoring=_log_error,
                 n_repeats=repeats, random_state=0,
             )  # fmt: skip
-            rows[kind.replace("_", " ")] = 100 * np.expm1(
-                importances["importances_mean"]
-            )
+            rows[kind.replace("_", " ")] = 100 * np.expm1(losses["importances_mean"])
     return pd.DataFrame(rows, index=list(trace.feature_names)).T.rename_axis("type")
 
 

@@ -146,24 +146,20 @@ def compare_designs(
     return metrics.table(runs).rename_axis("design")
 
 
+_HALVED = (  # and doubled
+    "step", "price_recovery", "window", "reservation_window", "deadline_weight",
+)  # fmt: skip
+
+
 def constants(
     config: SimulationConfig, loads: Sequence[float], *, seeds: int
 ) -> pd.DataFrame:
-    """Violations (%) of `bid-price` by load, with its constants halved and doubled.
-
-    On design seeds; the first row is the configuration itself.
-    """
+    """Return violations (%) of `bid-price` by load, constants halved and doubled."""
     varied = {("as it is", ""): BidPriceParameters()} | {
         (name, word): BidPriceParameters()._replace(
             **{name: factor * getattr(BidPriceParameters(), name)}
         )
-        for name in (
-            "step",
-            "price_recovery",
-            "window",
-            "reservation_window",
-            "deadline_weight",
-        )
+        for name in _HALVED
         for word, factor in (("half", 0.5), ("twice", 2.0))
     }
     policies = {" ".join(of): ("bid-price", terms) for of, terms in varied.items()}
@@ -214,19 +210,15 @@ def censored(config: SimulationConfig, load: float, *, seeds: int) -> pd.DataFra
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-# Bid-price without one of its ingredients.
-WITHOUT = {
-    "bid-price": BidPriceParameters(),
+NEUTRAL = BidPriceParameters()
+WITHOUT = {  # bid-price without one of its ingredients
+    "bid-price": NEUTRAL,
     "without price": BidPriceParameters(step=0.0),
     "without reservations": BidPriceParameters(reservation_window=-np.inf),
     "without calibration": BidPriceParameters(window=0.0),
     "without deadline weight": BidPriceParameters(deadline_weight=0.0),
-    "without price or deadline weight": BidPriceParameters(
-        step=0.0, deadline_weight=0.0
-    ),
-    "one threshold": BidPriceParameters(
-        confidence_threshold=BidPriceParameters().least_p
-    ),
+    "without price or deadline weight": NEUTRAL._replace(step=0.0, deadline_weight=0.0),
+    "one threshold": NEUTRAL._replace(confidence_threshold=NEUTRAL.least_p),
     "never sent ahead": BidPriceParameters(max_wait=0.0),
 }
 

@@ -148,10 +148,8 @@ def under_random_misestimation(
         seen = anything(Seen(trace, estimated_s), rng, after)
         row = {"cell": name, "load": load, "objective": times, "after": after}
         for label, tried in (("fifo", "fifo"), ("policy", policy)):
-            history = config.history(
-                trace, config.policy(tried), seen.estimated_s, load
-            )
-            row[label] = float(history.violated[after + LEARNING :].mean())
+            past = config.history(trace, config.policy(tried), seen.estimated_s, load)
+            row[label] = float(past.violated[after + LEARNING :].mean())
         yield row
 
     sources = np.random.SeedSequence(seed).spawn(cases)

@@ -1,13 +1,10 @@
-"""Greedy decoding of a streamed model with several tokens verified a pass.
+"""Speculative greedy decoding of a streamed model.
 
-Reading the weights is most of a step, and a pass reads them once for all its tokens. A
-draft that costs little proposes the next tokens, and one pass verifies them: the model
-accepts those that it would have chosen itself, and adds the one that it chooses after
-them. The tokens are those of plain greedy decoding, whatever is proposed, because
-`memory.model.batch_invariant` gives rows of a pass the bits of single tokens.
+A cheap draft proposes tokens, and one pass over the weights verifies them all. The
+tokens are those of plain greedy decoding, because `memory.model.batch_invariant` gives
+rows of a pass the bits of single tokens.
 
-Leviathan, Kalman and Matias, Fast inference from transformers via speculative decoding,
-ICML 2023.
+Leviathan et al., Fast inference from transformers via speculative decoding, ICML 2023.
 """
 
 import math

@@ -1,15 +1,12 @@
 """bfloat16 weights in about 0.7 of their bytes, bit for bit.
 
-Sign and mantissa of a trained weight look like noise; what repeats is the exponent. So
-the byte of sign and mantissa is kept as it is, and of the exponent a rank among the
-most frequent ones in three bits: the seven first ranks, and an escape to a list of the
-rare ones in four bits, whose own escape leads to a list of bytes. This is a patched
-code of fixed width (Zukowski and others, Super-Scalar RAM-CPU Cache Compression, 2006):
-a Huffman code is a few hundredths shorter, but each of its symbols waits for the one
-before. Here a processor decodes many at a time, about as fast as it copies.
+Sign and mantissa of a trained weight look like noise, so their byte is stored
+unchanged. The exponent is stored as its rank among the most frequent ones of a chunk,
+in three bits; an escape leads to a list of rarer ones in four bits, and its own escape
+to a list of bytes. This is a patched code of fixed width (Zukowski et al., Super-Scalar
+RAM-CPU Cache Compression, ICDE 2006), which vector instructions decode.
 
-A stream is a row of chunks that know their length. They can be decoded as they arrive,
-by several threads, and to the front of the very memory at whose end they arrive.
+Several threads decode chunks as they arrive, from the end of a buffer to its front.
 """
 
 import math

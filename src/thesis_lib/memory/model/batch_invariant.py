@@ -1,13 +1,9 @@
-"""Passes of several tokens whose rows have the bits of passes of a single token.
+"""Batch invariance: passes of several tokens with the bits of single-token passes.
 
-A product with five rows is not five products with one: kernels sum in another order,
-and attention is divided into other blocks. A token chosen from such logits may differ
-where the two largest are near each other, and a margin between them does not help for
-long, since the keys and values that the pass leaves in the cache differ as well. So the
-rows are kept apart instead, where they have to be. Attention always takes one row at a
-time, over the keys that a single token would have seen, and so do functions whose bits
-depend on where in a vector register a number lies; linear layers only where the kernel
-of their shape was found to mix rows, on this machine. Weights are still read once.
+Kernels sum a product with five rows in another order than five products with one, and
+attention works in other blocks. Rows are therefore kept apart where a kernel would mix
+them: attention and element-wise functions take one row at a time, linear layers only if
+the kernel of their shape mixes rows on this machine. Weights are still read once.
 """
 
 import sys

@@ -1,16 +1,12 @@
 """The compiled event kernel of the simulator: clients, sequencer and database.
 
-`advance` moves the database between two kinds of event, a commit and the dispatch of a
-log entry. `next_decision` moves everything until the sequencer has to decide: clients
-submit, the inbox fills a batch, its timer runs, and the sequencer works on one batch at
-a time.
+`advance` moves the database between commits and dispatches. `next_decision` moves
+clients, inbox, timer and database until the sequencer has to decide.
 
-Ties are explicit. At equal times a commit precedes a release of locks that comes later
-than its commit, this a dispatch, a dispatch an arrival,
-and an arrival what the sequencer does: if it is free it takes a batch, whether full or
-by its timer, and then it decides, once, on the batch that it has finished by now and on
-what it holds back. Commits go in the order in which the transactions started,
-dispatches in log order, arrivals by number; and a commit grants its locks before its
+Ties are explicit. At equal times the order is: commit, later release of locks,
+dispatch, arrival, sequencer. The sequencer first takes a batch, if it is free, and then
+decides once, on the finished batch and the held transactions. Commits go in start
+order, dispatches in log order, arrivals by number. A commit grants its locks before its
 core takes the next ready transaction.
 """
 

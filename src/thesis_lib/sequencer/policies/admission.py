@@ -1,21 +1,16 @@
-"""Late binding at a price: what to release now, what to hold, what to refuse.
+"""The policy `bid-price`: late binding at a price.
 
-The rule of the policy `bid-price`. The sequencer keeps whatever cannot start at once,
-and decides on all of it again at every commit and every arrival. It learns while it
-runs, from what it may observe alone:
+The sequencer holds transactions that cannot start yet, and decides again on all of them
+at every commit and arrival. It learns from commits only:
 
-- *calibration* (`recalibration.Online`): how long the committed took, against their
-  estimates, corrects the estimates and says how probable it is to be on time;
-- *probes*: a refusal that rests on an estimate alone teaches nothing, since only
-  commits do. So some of those go in all the same (`recalibration.doubt`);
-- *price*: the longest service that is worth its place on a core. It falls whenever a
-  shorter one has to be refused and rises whenever a longer one can start, so that
-  nothing but the load sets it;
-- *reservations*: who has to wait for a lock closes its rows to those who would hold
-  them beyond the latest time at which it can start; who ends earlier may pass.
-
-Reservations that others may pass are the slack-based backfilling of batch schedulers:
-Talby and Feitelson, IPPS 1999.
+- *calibration* (`recalibration.Online`) corrects estimates by the observed service
+  times and gives the probability of being on time;
+- *probes* (`recalibration.doubt`) are admitted although their estimate alone would
+  reject them, since a rejection gives no observation;
+- the *price* is the longest service that is worth a core. It falls when a shorter
+  transaction is rejected, and rises when a longer one can start;
+- a *reservation* closes the rows of a waiting transaction to others that would hold
+  them too long: slack-based backfilling (Talby and Feitelson, IPPS 1999).
 """
 
 from math import exp, log
@@ -503,26 +498,19 @@ def _bind_freely(terms, memory, ids, due_s, ahead_s):
 def bind_late(
     terms: BidPriceParameters, memory: Memory, model: Model, ids: I64, now_s: float
 ) -> tuple[int, int, int]:
-    """Which `ids` (b,) to release, in order, which to refuse and which to hold.
+    """Write to `memory.decided` which `ids` (b,) to release, in order, reject and hold.
 
-    They are written to `memory.decided`; returns how many of each.
+    Return the number of each. The steps:
 
-    0. If no core will be free for whoever is released now, hold them all.
-    1. Learn from what has committed, and calibrate every estimate that counts here.
-    2. Predict when each core and each row will be free of what has been released.
-    3. Refuse who would hardly be on time even if released next. The price falls for
-       each that is below it. Whom its estimate alone would refuse, had nobody been
-       there when it was first seen, is doubted: it may be a probe, which is refused
-       only once its time is up, and counts as above the price until estimates like its
-       own are refuted.
-    4. By deadline, which counts the later the longer a service is if anybody is not
-       sure to be on time; behind those who is above the price, and behind all who is
-       not sure: release who finds a core and its rows free and no reservation in its
-       way; a dispatch that takes time may be sent a little ahead. Who has to wait, is
-       sure and not above the price, reserves.
-
-    The work is one look at each of `ids` and of what is in flight, and the order of
-    `ids` if any can start. Where nobody declares a key, most looks are a comparison.
+    0. Hold all if no core will be free for a transaction that is released now.
+    1. Learn from the commits and calibrate the estimates.
+    2. Predict when each core and row will be free.
+    3. Reject transactions that would be late even if released next; the price falls for
+       each below it. If the estimate alone rejects one, it is doubted and may become a
+       probe, which counts as above the price.
+    4. In order of rank and weighted deadline, release transactions that find a core and
+       their rows free and no reservation in their way. A confident one below the price
+       that has to wait reserves its rows.
     """
     released = dropped = held = 0
     rank, asked_s = memory.decided.rank, memory.online.asked_s

@@ -1,18 +1,15 @@
-"""Look-ahead: when would each transaction of a batch commit?
+"""Look-ahead: predict when each transaction of a batch would commit.
 
-A look-ahead knows estimated times on a core and declared keys, never a true service
-time. It differs in three things:
+A look-ahead uses estimated service times and declared keys. Three options differ:
 
-- *feedback*: whether it starts from the database as observed at every decision, or from
-  a world of its own in which everything ends as predicted;
-- the *CPU term*: whether it simulates the cores and their one ready queue, exactly as
-  the kernel does, or chains estimates along conflicts as if every transaction had a
-  core of its own (the maximum of the operating-unit model);
-- *stale reservations* (`ghosts`): whether a transaction that is dropped keeps its keys
-  until its predicted end.
+- *feedback*: it starts from the observed database at every decision, or from a model
+  in which everything ends as predicted;
+- the *CPU term*: it simulates the cores and their ready queue, or chains estimates
+  along conflicts as if every transaction had its own core;
+- *stale reservations* (`ghosts`): a dropped transaction keeps its keys until its
+  predicted end.
 
-`OpenLoop` is that of the thesis, without the first two and with the third; `Feedback`
-is the opposite. Anything between is a parameter.
+`OpenLoop`, as in the thesis, has only the third; `Feedback` only the others.
 """
 
 from math import erf, sqrt

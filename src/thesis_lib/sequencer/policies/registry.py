@@ -1,13 +1,8 @@
-"""What a sequencer does with a batch: order it, drop from it, hold some back.
+"""Policies of the sequencer: how to order, drop or hold the transactions of a batch.
 
-A `Policy` is a rule and what the rule needs around it: whether it waits for whole
-batches, which look-ahead forecasts for it, and how many transactions it allows past the
-sequencer at once. Rules are compiled, each once (`rules`); what they see is
-the batch, its forecast and the time. A policy of one's own is a function in plain
-Python, which simulator and live engine ask instead.
-
-The thesis' three policies have defects; each can be corrected or put back alone
-(`Defects`).
+A `Policy` is a compiled rule (`rules`) or a Python function, and its settings: full
+batches or not, the look-ahead, and the most transactions past the sequencer. Each
+defect of the thesis' policies can be corrected or put back alone (`Defects`).
 """
 
 import inspect
