@@ -102,7 +102,7 @@ def test_arrays_that_are_no_trees_are_refused():
         ({"roots": changed(trees.roots, 0, -1)}, "begins outside"),
         ({"roots": trees.roots[:0]}, "expected at least one"),
         ({"feature": changed(trees.feature, inner, 5)}, "must be 0 to 4"),
-        ({"feature": changed(trees.feature, inner, -2)}, "expected 0 to 4"),
+        ({"feature": changed(trees.feature, inner, -2)}, "must be 0 to 4"),
         ({"lower": changed(trees.lower, inner, inner)}, "would not end"),
         ({"lower": changed(trees.lower, inner, m - 1)}, "would not end"),
         ({"number": changed(trees.number, 3, np.nan)}, "row 3 of number is nan"),
