@@ -74,7 +74,7 @@ def busy(number: int) -> Iterator[None]:
         yield
 
 
-def summarise(samples: list[dict]) -> list[dict]:
+def summarize(samples: list[dict]) -> list[dict]:
     """A row for each way, number beside and step: its median, and its growth.
 
     The growth is the median over the rounds of the time over the same alone. Its 95 %
@@ -113,6 +113,6 @@ def main(out: Path, rounds: int = 10) -> None:
                     told = {"round": number, "way": way, "beside": beside}
                     samples.append(told | ways[way]())
             tell(f"round {number + 1} of {rounds}, {beside} beside")
-    rows = summarise(samples)
+    rows = summarize(samples)
     show(rows)
     record.write(rounds=rounds, goal=GOAL, rows=rows, samples=samples)

@@ -24,7 +24,7 @@ from torch import Tensor, from_numpy
 
 from thesis_lib.common.files import cache_folder
 from thesis_lib.memory.compress.convert import convert
-from thesis_lib.memory.compress.random_weights import synthesise
+from thesis_lib.memory.compress.random_weights import synthesize
 from thesis_lib.memory.formats.base import stored_tensors
 from thesis_lib.memory.formats.ggml import Blocks
 from thesis_lib.memory.model import gguf as files
@@ -60,7 +60,7 @@ def at_random(home: Path, layers: int) -> dict[str, Path]:
     """Random weights in bfloat16, and random blocks in their place."""
     folders = {"bf16": home / "dense", "blocks": home / "blocks"}
     mixes = [dict.fromkeys(MIX, Type.Q4_K) if i % 2 else MIX for i in range(layers)]
-    synthesise(GEOMETRY, folders["bf16"], layers=layers)
+    synthesize(GEOMETRY, folders["bf16"], layers=layers)
 
     def encode(layer: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         def blocks(name: str, weight: Tensor) -> dict[str, Tensor]:

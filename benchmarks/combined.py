@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from thesis_lib.common.errors import require
 from thesis_lib.common.files import data_folder
 from thesis_lib.memory.compress import allocation
-from thesis_lib.memory.compress.blockwise import matrices, quantise_model
+from thesis_lib.memory.compress.blockwise import matrices, quantize_model
 from thesis_lib.memory.compress.fisher import output_factors
 from thesis_lib.memory.evaluate.perplexity import Perplexity, perplexity, read_tokens
 from thesis_lib.memory.evaluate.windows import cut_windows
 from thesis_lib.memory.formats.bitplanes import format_layout, parse_layout
 from thesis_lib.memory.formats.low_bit import Grid, LowBitConfig
-from thesis_lib.memory.formats.nf4 import quantise, weight_bytes
+from thesis_lib.memory.formats.nf4 import quantize, weight_bytes
 from thesis_lib.memory.model import smollm2
 from thesis_lib.memory.offload.architectures import stack
 
@@ -200,7 +200,7 @@ class Scoring:
 
         def compressed(plan: Plan) -> tuple[Any, int]:
             recipes = {name: plan.recipes[inner(name)] for name in matrices(self.model)}
-            twin, stored = quantise_model(
+            twin, stored = quantize_model(
                 self.model, windows, recipes, factors() if plan.both else None,
                 rounds=ROUNDS,
             )  # fmt: skip
@@ -212,7 +212,7 @@ class Scoring:
 
 def in_nf4(model: nn.Module) -> tuple[Any, int]:
     """As bitsandbytes quantises it, and the bytes of its matrices."""
-    twin, (prefix, _) = quantise(model, "nf4"), stack(model)
+    twin, (prefix, _) = quantize(model, "nf4"), stack(model)
     return twin, weight_bytes(twin, [f"{prefix}.{name}" for name in matrices(model)])
 
 

@@ -192,13 +192,13 @@ WAYS: dict[str, Callable[[Case], tuple[F64, F64]]] = {
 
 
 @njit
-def estimate_compiled(nodes: Nodes, centre, features):
+def estimate_compiled(nodes: Nodes, center, features):
     """Microseconds of each estimate (n,), asked for by compiled code."""
     words, estimated_s = np.empty(2, np.int64), np.empty(len(features))
     took_ns = np.empty(len(features))
     for row in range(len(features)):
         begin = read_clock(words)
-        estimated_s[row] = exp(centre + sum_leaves(*nodes, features[row]))
+        estimated_s[row] = exp(center + sum_leaves(*nodes, features[row]))
         took_ns[row] = read_clock(words) - begin
     assert estimated_s.min() > 0  # or none would have to be made
     return took_ns / 1e3
@@ -253,14 +253,14 @@ def estimates() -> dict[str, dict[str, Callable[[], F64]]]:
         assert model.ensemble is not None
         nodes = model.ensemble.nodes()
         made[name] = {
-            "compiled": partial(estimate_compiled, nodes, model.centre, features),
+            "compiled": partial(estimate_compiled, nodes, model.center, features),
             "python": partial(estimate_in_python, model, features),
         }
     return made
 
 
 def one_round(
-    labelled: list[tuple[dict, Case]], estimating: dict, number: int
+    labeled: list[tuple[dict, Case]], estimating: dict, number: int
 ) -> list[dict]:
     """A row for each case and way; every second round runs the other way round."""
     spent = {
@@ -268,7 +268,7 @@ def one_round(
         for name, ways in estimating.items()
     }
     rows = []
-    for label, case in labelled if number % 2 == 0 else reversed(labelled):
+    for label, case in labeled if number % 2 == 0 else reversed(labeled):
         for way, run in WAYS.items():
             cost_us, decisions_us = run(case)
             asked = "compiled" if way == "compiled" else "python"
@@ -356,9 +356,9 @@ def held() -> list[dict]:
 def main(out: Path) -> None:
     record = Record(out, points="cases")
     own_core()
-    labelled, estimating = list(cases()), estimates()
-    one_round(labelled[: len(POLICIES)], estimating, 0)  # compiles everything
-    found = in_rounds(ROUNDS, partial(one_round, labelled, estimating))
+    labeled, estimating = list(cases()), estimates()
+    one_round(labeled[: len(POLICIES)], estimating, 0)  # compiles everything
+    found = in_rounds(ROUNDS, partial(one_round, labeled, estimating))
     crowded = in_rounds(CROWDED_ROUNDS, lambda _: crowd())
     waiting = in_rounds(CROWDED_ROUNDS, lambda _: held())
     record.write(

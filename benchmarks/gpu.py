@@ -33,7 +33,7 @@ from thesis_book.execute.provenance import drain
 from thesis_lib.common.errors import choice, require
 from thesis_lib.common.files import cache_folder
 from thesis_lib.common.units import MiB, format_duration, format_size, parse_size
-from thesis_lib.memory.compress.random_weights import synthesise
+from thesis_lib.memory.compress.random_weights import synthesize
 from thesis_lib.memory.model.pretrained import quiet
 from thesis_lib.memory.model.spec import Machine, ModelSpec, geometry
 from thesis_lib.memory.offload.measure import CudaCap
@@ -273,7 +273,7 @@ def measure(given: Options, spec: ModelSpec) -> dict[str, Any]:
                 continue
             store = "whole" if name == "whole" else "few"
             if not (work / store).is_dir():
-                synthesise(spec, work / store, **shapes[store])
+                synthesize(spec, work / store, **shapes[store])
             tell(f"{name}: {shapes[store]}")
             system = "streamed" if name == "whole" else name
             part = launch(system, work / store, host, rate, given)

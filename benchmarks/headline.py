@@ -27,7 +27,7 @@ from thesis_lib.common.errors import choice, require
 from thesis_lib.common.files import cache_folder
 from thesis_lib.common.provenance import seconds_of
 from thesis_lib.common.units import MiB, format_duration, format_size, parse_size
-from thesis_lib.memory.compress.random_weights import synthesise
+from thesis_lib.memory.compress.random_weights import synthesize
 from thesis_lib.memory.model.spec import WEIGHTS, Machine, ModelSpec, geometry
 from thesis_lib.memory.offload.offloaded_model import disk_bytes_per_s, plan_checkpoint
 
@@ -213,7 +213,7 @@ def pooled(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def write_store(store: Store, folder: Path, given: Options) -> None:
     """Write the checkpoint."""
-    synthesise(
+    synthesize(
         given.spec,
         folder,
         distinct_layers=store.distinct_layers,

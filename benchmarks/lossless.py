@@ -32,7 +32,7 @@ from thesis_lib.common.files import cache_folder
 from thesis_lib.common.provenance import seconds_of
 from thesis_lib.common.units import MiB
 from thesis_lib.memory.compress.convert import read_words
-from thesis_lib.memory.compress.random_weights import gaussian, synthesise
+from thesis_lib.memory.compress.random_weights import gaussian, synthesize
 from thesis_lib.memory.evaluate.rates import (
     measure_machine,
     plan_streamed,
@@ -276,7 +276,7 @@ def compare_streams(
     """Random weights, dense and in code."""
     folders = {"bf16": home / "dense", "lossless": home / "lossless"}
     for folder in folders.values():
-        synthesise(
+        synthesize(
             GEOMETRY, folder, layers=layers, distinct_layers=distinct, kind=folder.name
         )
     stream = stream_in_turn(folders, rounds, ring)

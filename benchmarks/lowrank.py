@@ -23,7 +23,7 @@ from torch import Tensor
 from thesis_lib.common.files import data_folder
 from thesis_lib.memory.compress import svd
 from thesis_lib.memory.compress.allocation import allocate_ranks, spectra
-from thesis_lib.memory.compress.blockwise import Refinement, factorise_blocks
+from thesis_lib.memory.compress.blockwise import Refinement, factorize_blocks
 from thesis_lib.memory.compress.fisher import output_factors, per_token
 from thesis_lib.memory.evaluate.perplexity import perplexity, read_tokens
 from thesis_lib.memory.evaluate.windows import cut_windows
@@ -79,7 +79,7 @@ class Calibration:
         ranks = allocate_ranks(spectra(self.model, self.weighted), ratio)
         if method == "allocated":
             return svd.with_ranks(self.model, self.weighted, ranks)
-        return factorise_blocks(
+        return factorize_blocks(
             self.model,
             self.windows[:BLOCK_WINDOWS],
             ranks,

@@ -16,7 +16,7 @@ from record import Record, benchmark
 from thesis_book.experiments.sequencer.goals import (
     distance,
     distances,
-    summarise_windows,
+    summarize_windows,
     windows,
 )
 from thesis_lib.common.files import data_folder
@@ -62,7 +62,7 @@ def main(out: Path) -> None:
         if name in WINDOWS:
             seconds[f"{name} windows"] = seconds_of(partial(solve, name, cell))
         print(name, distance(runs[name]).round(3), flush=True)
-    totals = summarise_windows(solved)
+    totals = summarize_windows(solved)
     print(totals)
     record.write(
         ortools=ortools.__version__,

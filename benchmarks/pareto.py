@@ -49,7 +49,7 @@ from thesis_lib.memory.compress.svd import (
 )
 from thesis_lib.memory.evaluate.perplexity import perplexity, read_tokens
 from thesis_lib.memory.formats.low_bit import Grid
-from thesis_lib.memory.formats.nf4 import quantise, weight_bytes
+from thesis_lib.memory.formats.nf4 import quantize, weight_bytes
 from thesis_lib.memory.model import smollm2
 from thesis_lib.memory.model.spec import Machine
 from thesis_lib.memory.offload.architectures import stack
@@ -94,7 +94,7 @@ def nearest(model: nn.Module, bits: int) -> tuple[nn.Module, int]:
 
 def in_memory(model: nn.Module, kind: str) -> tuple[nn.Module, int]:
     """As bitsandbytes quantises a model in memory, scales quantised once more."""
-    twin = quantise(model, kind)
+    twin = quantize(model, kind)
     return twin, weight_bytes(twin)  # before a first pass lays codes out anew
 
 

@@ -106,17 +106,17 @@ def main(
         ]
         if not made:
             continue
-        labelled = {
+        labeled = {
             f"{at}": (policy, rule_parameters(policy, each))
             for at, each in enumerate(made)
         }
-        found: dict[str, list[float]] = {label: [] for label in labelled}
+        found: dict[str, list[float]] = {label: [] for label in labeled}
         for (setting, _), estimate in estimates.items():
             runs = replicate(
-                configs[setting], labelled, LOADS, estimate,
+                configs[setting], labeled, LOADS, estimate,
                 seeds=seeds, seed=DESIGN_SEED,
             )  # fmt: skip
-            for label, load in product(labelled, LOADS):
+            for label, load in product(labeled, LOADS):
                 percent = 100 * metrics.mean(runs, label, load)
                 found[label].append(round(percent, 3))
         for each, percents in zip(made, found.values(), strict=True):

@@ -59,17 +59,17 @@ def cases() -> list[tuple[dict, Case]]:
 def main(out: Path) -> None:
     record = Record(out)
     own_core()
-    labelled = cases()
+    labeled = cases()
 
     def one_round(number: int) -> list[dict]:
         rows = []
-        for label, case in labelled:
+        for label, case in labeled:
             cost_us, decisions_us = compiled(case, check=number == 0)
             row = label | {"decisions": len(decisions_us)} | shape(cost_us, "decide")
             rows.append(row | shape(decisions_us, "decision"))
         return rows
 
-    for _, case in labelled[: len(POLICIES)]:
+    for _, case in labeled[: len(POLICIES)]:
         compiled(case)  # compiles everything
     found = in_rounds(ROUNDS, one_round)
     record.write(**found)

@@ -23,7 +23,7 @@ from thesis_lib.sequencer.engine.engine import ENGINES, make_log
 from thesis_lib.sequencer.engine.overheads import as_delays, overheads
 from thesis_lib.sequencer.estimators.models import LatencyEstimator
 from thesis_lib.sequencer.experiments import live
-from thesis_lib.sequencer.experiments.metrics import summarise
+from thesis_lib.sequencer.experiments.metrics import summarize
 from thesis_lib.sequencer.policies.parameters import When
 from thesis_lib.sequencer.policies.registry import policy
 from thesis_lib.sequencer.simulator.simulator import SystemConfig, simulate
@@ -83,7 +83,7 @@ def measure_round(
             "simulated": (own_times(lived, fifo), own),
             "foretold": (fifo, own if late else as_delays(ready.quiet, added["fifo"])),
         }
-        measured = summarise(fifo, lived.history)
+        measured = summarize(fifo, lived.history)
         row = {
             "engine": ready.storage.engine,
             "workers": ready.workers,
@@ -104,7 +104,7 @@ def measure_round(
                     flush_s=FLUSH_S, delays=delays, believed=ready.delays,
                 ),
             )  # fmt: skip
-            found = summarise(trace, history)
+            found = summarize(trace, history)
             row |= {
                 case: found.violations,
                 f"{case}_dropped": found.dropped,

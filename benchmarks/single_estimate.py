@@ -71,7 +71,7 @@ def grow_trees(past: Trace, future: Trace) -> tuple[models.Boosted, Any, Trees]:
     estimator = models.Boosted().fit(past)
     model = models.boosting(estimator.rounds, loss="squared_error")
     with models.one_thread():
-        model.fit(past.features, np.log(past.service_s) - estimator.centre)
+        model.fit(past.features, np.log(past.service_s) - estimator.center)
     trees = flatten(model)
     expected = model.predict(future.features)
     one_by_one = [trees.predict_one(row) for row in future.features]

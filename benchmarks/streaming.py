@@ -54,7 +54,7 @@ from thesis_lib.common.provenance import seconds_of
 from thesis_lib.common.stats import median_interval
 from thesis_lib.common.units import MiB, format_size, parse_size
 from thesis_lib.memory.compress.convert import convert
-from thesis_lib.memory.compress.random_weights import synthesise
+from thesis_lib.memory.compress.random_weights import synthesize
 from thesis_lib.memory.formats.base import stored_tensors
 from thesis_lib.memory.formats.ggml import Blocks
 from thesis_lib.memory.model import smollm2
@@ -204,19 +204,19 @@ def advise(module: Module, advice: int) -> None:
             raise OSError(ctypes.get_errno(), "madvise of a mapped weight failed")
 
 
-def untokenised(folder: Path, work: Path, device: str, **given: Any) -> Any:
+def untokenized(folder: Path, work: Path, device: str, **given: Any) -> Any:
     """AirLLM on its own layout of the checkpoint, which it makes when it has none."""
     from airllm.airllm_base import (  # pyright: ignore[reportMissingImports]
         AirLLMBaseModel,
     )
 
-    class Untokenised(AirLLMBaseModel):
+    class Untokenized(AirLLMBaseModel):
         def get_tokenizer(self, hf_token: str | None = None) -> None:
             """Random weights have no words."""
 
     source = numbered(folder, work / "numbered")
     split = work / "airllm"
-    return Untokenised(source, device=device, layer_shards_saving_path=split, **given)
+    return Untokenized(source, device=device, layer_shards_saving_path=split, **given)
 
 
 def load(
@@ -234,7 +234,7 @@ def load(
         given = {"dtype": float32} if how == "float32" else {}
         place = "cuda:0" if gpu else device
         prefetching = how != "waiting"
-        return untokenised(folder, work, place, prefetching=prefetching, **given).model
+        return untokenized(folder, work, place, prefetching=prefetching, **given).model
     if how == "copied":
         return copied(folder, work)
     if how == "auto":
@@ -271,7 +271,7 @@ def run_alone(system: str, folder: str, given: dict[str, Any]) -> dict[str, Any]
     asked, store = Options(**given), Path(folder)
     work, steps = Path(asked.work), asked.warm_up + asked.steps
     if system == "split":
-        untokenised(store, work, "cpu")
+        untokenized(store, work, "cpu")
         return {}
     start = time.perf_counter()
     prompt = random_prompt(store, asked.prompt)
@@ -433,7 +433,7 @@ def comparisons(systems: Iterable[str]) -> Iterator[tuple[str, str, str, str]]:
             yield "streamed_q4_is_faster", system, system, "streamed-q4"
 
 
-def summarise(runs: list[dict[str, Any]], warm_up: int) -> dict[str, Any]:
+def summarize(runs: list[dict[str, Any]], warm_up: int) -> dict[str, Any]:
     """What a step of each system takes, reads and holds, against the streamed model."""
     summary: dict[str, Any] = {}
     steps: dict[str, list[float]] = {}
@@ -502,7 +502,7 @@ def make_checkpoint(folder: Path, kind: str, given: Options) -> None:
         spec = replace(geometry(given.geometry), layers=given.layers)
         copied = 2 * (spec.embedding_bytes + spec.head_bytes)
         require_room(folder.parent, spec.total_bytes + copied)
-        synthesise(given.geometry, folder, layers=given.layers, kind=kind)
+        synthesize(given.geometry, folder, layers=given.layers, kind=kind)
 
 
 def prepare(given: Options, systems: list[str]) -> dict[str, Any]:
@@ -535,7 +535,7 @@ def write_record(
     out: Path, given: Options, runs: list[dict[str, Any]], checkpoints: dict
 ) -> None:
     """Every run, and what they say together."""
-    summary = summarise(kept(runs), given.warm_up)
+    summary = summarize(kept(runs), given.warm_up)
     named = dict.fromkeys(run["system"].partition("-")[0] for run in runs)
     versions = {name: metadata.version(name) for name in named if name in PEERS}
     if "llama.cpp" in named:

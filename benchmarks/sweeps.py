@@ -107,7 +107,7 @@ def efficiency(chapter: chapters.Chapter, rounds: int, folder: Path) -> dict[str
     return samples
 
 
-def summarise(samples: dict[str, list], workers: dict[str, list]) -> dict[str, Any]:
+def summarize(samples: dict[str, list], workers: dict[str, list]) -> dict[str, Any]:
     """Medians and ratios of what was measured."""
     point = {f"median {way} (s)": float(np.median(samples[way])) for way in samples}
     over = {"Dask over cold": ratio(samples["Dask"], samples["cold"])}
@@ -188,7 +188,7 @@ def main(out: Path, rounds: int = 12) -> None:
     with tempfile.TemporaryDirectory() as name:
         samples = overhead(chapter, rounds, Path(name))
         workers = efficiency(chapter, max(2, rounds // 4), Path(name))
-        summary = summarise(samples, workers)
+        summary = summarize(samples, workers)
         print(json.dumps(summary, indent=1))
         record.write(
             summary=summary,

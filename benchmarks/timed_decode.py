@@ -20,7 +20,7 @@ from torch import Tensor
 
 from thesis_lib.common.errors import require
 from thesis_lib.common.files import cache_folder
-from thesis_lib.memory.compress.random_weights import synthesise
+from thesis_lib.memory.compress.random_weights import synthesize
 from thesis_lib.memory.offload.measure import DeviceBudget
 from thesis_lib.memory.offload.offloaded_model import StreamedModel
 from thesis_lib.memory.offload.plan import MemoryPlan
@@ -149,7 +149,7 @@ def random_checkpoint(name: str, layers: int) -> Iterator[Path]:
     """A few layers of a geometry on the disk, with random weights, and then no more."""
     with tempfile.TemporaryDirectory(dir=cache_folder("benchmarks")) as home:
         folder = Path(home) / f"{name}-{layers}"
-        synthesise(name, folder, layers=layers)
+        synthesize(name, folder, layers=layers)
         os.sync()  # or its pages would be written while it is read
         yield folder
 

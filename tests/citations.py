@@ -65,11 +65,7 @@ def cited_numbers() -> frozenset[tuple[str, int | None]]:
 
 
 def uncited(names: Iterable[str], chapter: int) -> list[str]:
-    """Names, or patterns of names, that a chapter publishes and nothing cites.
-
-    A claim cites its number, and those of its basis and of its samples. An end of an
-    interval is cited with its number, and a number with an end of its interval.
-    """
+    """Return published names, or patterns of names, that no claim or interval cites."""
     known = {name for name, home in cited_numbers() if home == chapter}
     known |= {*re.findall(r"\w+", (ROOT / "data" / "claims.yml").read_text())}
     known |= {re.sub(PART, "", name) for name in known}

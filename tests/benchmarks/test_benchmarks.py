@@ -230,13 +230,13 @@ def test_ways_to_store_a_model_are_those_of_the_record(patched, tiny_smollm2, tm
 @pytest.fixture
 def small(patched):
     """Let scripts draw a few small layers, and read once where they would settle."""
-    from thesis_lib.memory.compress.random_weights import synthesise
+    from thesis_lib.memory.compress.random_weights import synthesize
     from thesis_lib.memory.model.spec import ModelSpec
 
     spec = ModelSpec("llama2-7b", 6, 256, 512, 8, 8, 32, 1000, tied=False)
     patched("lossless", REPEATS=1, settle=lambda model: [model.drain() or 0.1])
     for name in ("lossless", "blocks"):
-        patched(name, synthesise=lambda _, *a, **k: synthesise(spec, *a, **k))
+        patched(name, synthesize=lambda _, *a, **k: synthesize(spec, *a, **k))
 
 
 @pytest.mark.usefixtures("small")

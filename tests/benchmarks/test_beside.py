@@ -21,7 +21,7 @@ def test_interval_of_growth_holds_the_drift_between_rounds():
     """The machine is up to 1.2 times as slow in a round as in the one before."""
     factor = {"spinning": 10.0, "sleeping": 0.98}
     speeds = [1.0, 1.2, 1.1, 1.2] * 3
-    for row in beside.summarise(samples(factor, speeds)):
+    for row in beside.summarize(samples(factor, speeds)):
         if row["beside"]:
             assert row["grown"] == pytest.approx(factor[row["way"]] ** row["beside"])
             assert row["low"] < row["grown"] < row["high"]

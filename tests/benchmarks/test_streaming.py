@@ -75,7 +75,7 @@ def test_medians_leave_out_the_warm_up_and_compare_with_streamed(script):
         run_of(6, "streamed-q4", seconds=(9.0, 0.5, 0.6), tokens=[5], after=0.8),
         run_of(7, "llama.cpp-q4", seconds=(9.0, 0.25, 0.3), tokens=[6]),
     ]
-    found = script.summarise(runs, warm_up=1)
+    found = script.summarize(runs, warm_up=1)
     systems = found["systems"]
     assert systems["streamed"]["median_s"] == pytest.approx(1.1)
     assert systems["streamed"]["fraction_of_drain"] == pytest.approx(0.8 / 1.1)
@@ -96,7 +96,7 @@ def test_medians_leave_out_the_warm_up_and_compare_with_streamed(script):
     for exact in (1, 5):
         spoilt = [*runs]
         spoilt[exact] = {**runs[exact], "tokens": [1, 2, 4]}
-        assert not script.summarise(spoilt, warm_up=1)["tokens_identical"]
+        assert not script.summarize(spoilt, warm_up=1)["tokens_identical"]
 
 
 def test_a_file_for_llama_cpp_holds_the_weights_of_the_checkpoint(script, tmp_path):

@@ -320,8 +320,8 @@ def test_notebook_shows_a_figure_with_its_files_and_a_short_text():
 
 
 # --- The vector ------------------------------------------------------------------
-def luminance(colour):
-    channels = np.array(to_rgb(colour))
+def luminance(color):
+    channels = np.array(to_rgb(color))
     linear = np.where(
         channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4
     )
@@ -347,14 +347,14 @@ def test_figure_is_saved_alike_each_time_without_fonts_or_metadata():
 
 def test_on_a_dark_page_the_same_lines_have_colours_that_can_be_seen():
     figure, panel = figures.axes()
-    for place, colour in enumerate([*figures.PALETTE, figures.GREY, figures.INK]):
-        panel.plot([0, 1], [place, place], color=colour)
+    for place, color in enumerate([*figures.PALETTE, figures.GRAY, figures.INK]):
+        panel.plot([0, 1], [place, place], color=color)
     figures.note(panel, "label", (0, 0))
     light = as_vector(figure)
     dark = figures.dark(light)
     without = [re.sub("#[0-9a-f]{6}", "", text) for text in (light, dark)]
     assert without[0] == without[1]
     page = figures.DARK["#ffffff"]
-    for colour in set(re.findall("#[0-9a-f]{6}", dark)) - {page}:
-        least = 1.5 if colour == figures.DARK[figures.GRID] else 3
-        assert contrast(colour, page) >= least, colour
+    for color in set(re.findall("#[0-9a-f]{6}", dark)) - {page}:
+        least = 1.5 if color == figures.DARK[figures.GRID] else 3
+        assert contrast(color, page) >= least, color

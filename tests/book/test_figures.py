@@ -60,19 +60,19 @@ def test_the_ring_is_drawn_as_it_was_scheduled(ring, extra):
     made = ring_schedule.ring_schedule(planned(ring, extra, 1e7, 2e7), steps=3)
     (ax,) = figures.ring_picture(made, until_s=made[-1].ends_s + 1).figure.axes
     drawn = [
-        (left, width, round(y + height / 2), colour)
-        for left, y, width, height, colour in bars(ax)
+        (left, width, round(y + height / 2), color)
+        for left, y, width, height, color in bars(ax)
     ]
     for visit in made:
         row = ring if visit.buffer < 0 else visit.buffer
-        colour = figures.PASS_COLOURS[visit.step]
+        color = figures.PASS_COLORS[visit.step]
         spans = [(visit.starts_s, visit.ends_s)]
         if visit.buffer >= 0:
             spans.append((visit.receives_s, visit.ready_s))
         for start, end in spans:
             assert any(
                 (left, width) == pytest.approx((start, end - start))
-                and (at, shade) == (row, colour)
+                and (at, shade) == (row, color)
                 for left, width, at, shade in drawn
             )
     assert texts(ax.texts) == [str(v.layer + 1) for v in made]
@@ -111,10 +111,10 @@ def test_systems_stand_at_their_memory_and_time_beside_the_budget():
     assert points == [(1.5, 2.0), (1.9, 4.0), (1.8, 8.0)]
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
     assert texts(ax.get_legend().get_texts()) == ["limit, 2 GiB"]
-    colours = {text.get_text(): to_hex(text.get_color()) for text in ax.texts}
-    assert colours["streamed, bfloat16"] == figures.PEER_LOOKS["streamed"][0]
-    assert colours["Accelerate"] == figures.PEER_LOOKS["accelerate"][0]
-    assert colours["something new"] == figures.GREY
+    colors = {text.get_text(): to_hex(text.get_color()) for text in ax.texts}
+    assert colors["streamed, bfloat16"] == figures.PEER_LOOKS["streamed"][0]
+    assert colors["Accelerate"] == figures.PEER_LOOKS["accelerate"][0]
+    assert colors["something new"] == figures.GRAY
     limit, _ = ax.transData.transform((2.0, 1.0))
     names = [text.get_window_extent() for text in ax.texts]
     assert not [name for name in names if name.x0 < limit < name.x1]
@@ -436,7 +436,7 @@ def test_every_share_that_crosses_has_a_line_of_its_own(partitions):
         styles = {
             str(line._unscaled_dash_pattern) + line.get_linestyle()
             for line in panel.lines
-            if line.get_color() == figures.GREY
+            if line.get_color() == figures.GRAY
         }
         assert len(styles) == len(shares)
     assert left.get_ylim()[1] > 120
@@ -523,6 +523,6 @@ def test_what_is_refused_has_no_latency_and_what_does_not_fit_is_grey():
     fits, does_not, limit = right.lines
     assert (fits.get_xydata().tolist(), fits.get_color()) == ([[7, 1]], figures.GREEN)
     assert (does_not.get_xydata().tolist(), does_not.get_color()) == (
-        [[130, 0]], figures.GREY,
+        [[130, 0]], figures.GRAY,
     )  # fmt: skip
     assert limit.get_xdata()[0] == 8

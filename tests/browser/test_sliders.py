@@ -26,9 +26,9 @@ def page(browser):
 def test_the_script_computes_what_python_computes(page):
     grid = itertools.product((0.01, 0.39, 5.0), (0.01, 0.5, 1.0), (1.0, 25.5, 64.0))
     rows = [(each, None) for each in STREAMED] + RESIDENT
-    for price, utilisation, link in grid:
+    for price, utilization, link in grid:
         values = {
-            **VALUES, "usd_per_hour": price, "utilisation": utilisation,
+            **VALUES, "usd_per_hour": price, "utilisation": utilization,
             "link_gb_per_s": link,
         }  # fmt: skip
         found = page.evaluate(

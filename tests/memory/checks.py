@@ -31,10 +31,8 @@ def unchanged(model):
 
 
 def assert_peaks_are_planned(folder, blocks=2):
-    """Plans of a packed checkpoint leave unused what they must, and no more.
-
-    A resident layer holds its own size where a plan counts the largest, and what
-    restoring holds beside a matrix shows to no meter.
+    """Assert that plans of a packed checkpoint leave unused what they must, and no
+    more.
     """
     with SafetensorsStore(folder) as store:
         reads = [store.nbytes(layer) for layer in range(store.layers)]

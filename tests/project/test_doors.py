@@ -17,12 +17,12 @@ DOORS = {
     sequencer: """
         LatencyEstimator POLICIES SimulationConfig SystemConfig Trace collect estimator
         fewest_violations learned_estimate load_estimator noisy_estimate policy
-        predict_all reduction replicate save_estimator scenario serve simulate summarise
+        predict_all reduction replicate save_estimator scenario serve simulate summarize
     """,
     memory: """
         Machine MemoryPlan ModelSpec PlanInfeasible StreamedModel compress_checkpoint
         generate_text geometry measure_machine open_streamed perplexity plan
-        plan_checkpoint speculate_text synthesise
+        plan_checkpoint speculate_text synthesize
     """,
     thesis_serve: """
         AdmissionController Ask LiveSequencer ModelService OnlineEstimator Refused

@@ -30,10 +30,8 @@ def mm1_mean_wait(arrival_rate: float, service_rate: float) -> float:
 
 
 def mg1_mean_wait(arrival_rate: float, mean_s: float, variance_s2: float) -> float:
-    """Mean time in queue of an M/G/1 server, in seconds (Pollaczek and Khinchine).
-
-    `mean_s` and `variance_s2` are those of the service time. Raises InvalidInput
-    without a steady state.
+    """Return the mean time in the queue of an M/G/1 server (Pollaczek and Khinchine),
+    s.
     """
     require(mean_s > 0, f"mean_s={mean_s:g} must be positive")
     require(variance_s2 >= 0, f"variance_s2={variance_s2:g} must not be negative")

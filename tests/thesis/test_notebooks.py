@@ -205,10 +205,8 @@ def bindings(source: str) -> dict[str, set[str]]:
 
 
 def rebound(cells: list[str]) -> dict[str, list[set[str]]]:
-    """Names to which several cells give a meaning, with how each does it.
-
-    A loop or a `with` may take a name that only loops, or only `with`, take; `_` is
-    nobody's name.
+    """Return names that several cells assign, and how; loops and `with` may share
+    names.
     """
     found: dict[str, list[set[str]]] = {}
     for source in cells:

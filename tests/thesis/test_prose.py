@@ -421,10 +421,7 @@ def test_every_claim_of_a_time_is_published_as_one():
 
 
 def of_no_length(cells: list) -> list[str]:
-    """Captions that cite a number of seeds where no number of transactions stands near.
-
-    It may stand in the caption, or in the text before or behind it on the same page:
-    above saturation a share means nothing without it.
+    """Return captions with a number of seeds but no number of transactions near them.
     """
 
     def cites(text: str, ending: str) -> bool:

@@ -317,7 +317,7 @@ def _tables(comparison: Comparison) -> list[Section]:
 
 
 # --- In a terminal -----------------------------------------------------------
-_COLOURS = {"good": "green", "bad": "bold red", "open": "dim"}
+_COLORS = {"good": "green", "bad": "bold red", "open": "dim"}
 
 
 def draw(comparison: Comparison, console: Console) -> None:
@@ -334,7 +334,7 @@ def draw(comparison: Comparison, console: Console) -> None:
         for state, *texts in table.itertuples(name=None):
             cells = [Text(cell) for cell in texts]
             if state:
-                cells[VERDICT].stylize(_COLOURS[state])
+                cells[VERDICT].stylize(_COLORS[state])
             grid.add_row(*cells)
         if len(table):
             console.print(grid)

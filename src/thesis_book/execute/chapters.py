@@ -291,9 +291,8 @@ def content_key(chapter: Chapter, values: Mapping[str, Any]) -> str:
 
 
 class _CellLock:
-    """A lock that several threads share, or that one thread holds alone.
-
-    A thread that waits to be alone goes before threads that wait to share.
+    """A lock that threads share or hold alone; a thread that waits to be alone goes
+    first.
     """
 
     def __init__(self) -> None:

@@ -1,13 +1,22 @@
 """Find the modules of our packages that source code imports."""
 
 import ast
+import threading
 from pathlib import Path
+
+PARSER = threading.Lock()
+
+
+def syntax_tree(source: str) -> ast.Module:
+    """Parse `source`; python/cpython#106905 allows one thread at a time."""
+    with PARSER:
+        return ast.parse(source)
 
 
 def _imported(source: str, package: str = "") -> set[str]:
     """Dotted names of our modules that `source`, in a package, may import."""
     names = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(syntax_tree(source)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:

@@ -34,6 +34,7 @@ from typing import Any
 
 import yaml
 
+from thesis_book.execute.imports import PARSER, syntax_tree
 from thesis_lib.common.errors import InvalidInput, require, shown
 
 TYPES: dict[str, type | UnionType] = {
@@ -281,7 +282,7 @@ def limits_of(source: str) -> dict[str, Limits]:
     """The limits in the source of a `limits` cell, which is not executed."""
     (text,) = (
         node.args[1]
-        for node in ast.walk(ast.parse(source))
+        for node in ast.walk(syntax_tree(source))
         if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("check")
     )
     return read_limits(ast.literal_eval(text))
@@ -294,7 +295,7 @@ def declared_in(source: str, limits: Mapping[str, Limits]) -> dict[str, Paramete
     the type is ''. The source is not executed.
     """
     lines, parameters = source.splitlines(), {}
-    for node in ast.parse(source).body:
+    for node in syntax_tree(source).body:
         if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
             continue
         target = node.targets[0] if isinstance(node, ast.Assign) else node.target
@@ -339,7 +340,8 @@ def names_in(rule: str) -> list[str]:
     `or` and `not`.
     """
     try:
-        nodes = [*ast.walk(ast.parse(rule, mode="eval").body)]
+        with PARSER:
+            nodes = [*ast.walk(ast.parse(rule, mode="eval").body)]
     except SyntaxError as error:
         raise InvalidInput(f"rule {rule!r} cannot be read: {error.msg}") from error
     for node in nodes:

@@ -268,7 +268,7 @@ def publish_table(name: str, table: Any, cells: str = ".*") -> None:
     an underscore: row "GPTQ 3 + rank 8" of column "bits" is `name_GPTQ_3_rank_8_bits`.
     Missing cells are left out. Raises InvalidInput where two cells would have one name.
     """
-    labelled = (
+    labeled = (
         [((key,), value) for key, value in table.items()]
         if isinstance(table, Mapping)
         else [
@@ -278,7 +278,7 @@ def publish_table(name: str, table: Any, cells: str = ".*") -> None:
         ]
     )
     numbers: dict[str, Number] = {}
-    for labels, value in labelled:
+    for labels, value in labeled:
         key = _cell_name(name, *labels)
         require(
             key not in numbers,

@@ -196,10 +196,7 @@ def connect(workers: int | None, scheduler: str | None) -> Iterator[Any]:
 def _execute_points(
     client: Any, grid: Grid, points: list[Point]
 ) -> Iterator[tuple[Point, Outcome]]:
-    """Execute points on the cluster and yield each with its outcome when it ends.
-
-    At most one point per thread is submitted at a time: if a worker dies, Dask counts a
-    failure of every point that was submitted to it.
+    """Execute points on the cluster, one per thread, and yield each outcome as it ends.
     """
     from distributed import KilledWorker, as_completed
 

@@ -18,11 +18,7 @@ TIMES = (1, 1.02, 1.05, 1.1, 1.2, 1.5, 2, 4, 10, 100, 10_000, 1_000_000)
 
 
 def _scale_in_times(panel: Axes, least: float, most: float) -> None:
-    """A scale for times the perplexity, from little more than one to millions.
-
-    Near one it is linear in what is lost, far from it in the order of the number of
-    digits.
-    """
+    """Scale a perplexity: linear near its least value, by its digits far from it."""
     linear = np.log(TIMES[1])
     ways = (
         lambda times: np.arcsinh(np.log(np.maximum(times, 1e-9)) / linear),
@@ -45,10 +41,10 @@ def spectra(curves: Mapping[str, ArrayLike], break_even: float) -> Drawing:
         shares[name] = pd.DataFrame({"value_over_largest": curve / curve[0]})
         shares[name].insert(0, "rank", np.arange(1, len(curve) + 1))
         panel.plot(*shares[name].to_numpy().T, label=name)
-    panel.axvline(break_even, color=style.GREY, linestyle="--", linewidth=1)
+    panel.axvline(break_even, color=style.GRAY, linestyle="--", linewidth=1)
     style.note(
         panel, "factors cost as\nmuch as the matrix", (break_even, 0.03), (-5, 0),
-        xycoords=("data", "axes fraction"), color=style.GREY, ha="right", fontsize=8,
+        xycoords=("data", "axes fraction"), color=style.GRAY, ha="right", fontsize=8,
     )  # fmt: skip
     panel.set(xlabel="rank", ylabel="singular value over the largest", yscale="log")
     style.legend_below(figure)
@@ -108,11 +104,11 @@ def losses_by_ratio(table: pd.DataFrame) -> Drawing:
 
 
 # --- Few bits ----------------------------------------------------------------------
-def quantisation_levels(blocks: ArrayLike, books: Mapping[str, ArrayLike]) -> Drawing:
+def quantization_levels(blocks: ArrayLike, books: Mapping[str, ArrayLike]) -> Drawing:
     """A histogram of weights over their block's largest, above rows of levels."""
     figure, top, bottom = style.axes(rows=2, sharex=True, height_ratios=[2, 1])
     weights = np.asarray(blocks, float).ravel()
-    look: dict[str, Any] = {"density": True, "color": style.GREY}
+    look: dict[str, Any] = {"density": True, "color": style.GRAY}
     density, edges, _ = top.hist(weights, bins=101, range=(-1.01, 1.01), **look)
     top.set(ylabel="density")
     for row, levels in enumerate(books.values()):
@@ -156,7 +152,7 @@ def bits_and_perplexity(table: pd.DataFrame) -> Drawing:
     for method, rows in table.sort_values("bits").groupby("method", sort=False):
         if rows.bits.min() >= 16:
             level, label = rows.perplexity.mean(), style.printed(str(method))
-            panel.axhline(level, color=style.GREY, ls=":", label=label)
+            panel.axhline(level, color=style.GRAY, ls=":", label=label)
             continue
         ends = style.whiskers(rows.perplexity, rows.low, rows.high)
         look = {"fmt": "o-", "capsize": 3, "label": str(method)}
@@ -172,10 +168,7 @@ def bits_and_perplexity(table: pd.DataFrame) -> Drawing:
 
 
 def _log_where_wide(panel: Axes, values: ArrayLike) -> None:
-    """A logarithmic axis where values differ by more than four times.
-
-    Where they differ by thousands it has a tick a decade.
-    """
+    """Use a logarithmic axis if values differ by more than a factor of four."""
     ratio = np.max(values) / np.min(values)
     if ratio > 4:
         panel.set(yscale="log")
@@ -211,11 +204,11 @@ def pareto(table: pd.DataFrame) -> Drawing:
         panel.set_title(text, fontsize=8, loc="left")
         panel.set_xlabel(xlabel, fontsize=8)
     handles = [
-        Line2D([], [], color=colour, marker=marker, linestyle="", label=kind)
-        for kind, (colour, marker) in FAMILY_LOOKS.items()
+        Line2D([], [], color=color, marker=marker, linestyle="", label=kind)
+        for kind, (color, marker) in FAMILY_LOOKS.items()
         if kind in set(table.family)
     ]
-    handles.append(Line2D([], [], color=style.GREY, linewidth=1, label="front"))
+    handles.append(Line2D([], [], color=style.GRAY, linewidth=1, label="front"))
     style.legend_below(figure, handles, fontsize=7)
     for panel in drawn:
         style.move_apart(panel)
@@ -234,13 +227,13 @@ def _ways(panel: Axes, rows: Any) -> None:
     times = rows[["perplexity", "low", "high"]].div(dense, axis=0)
     front = rows[rows.wins].sort_values("cost", kind="stable")
     lost = times.perplexity[front.index]
-    panel.step(front.cost, lost, where="post", color=style.GREY, linewidth=1, zorder=1)
+    panel.step(front.cost, lost, where="post", color=style.GRAY, linewidth=1, zorder=1)
     for i, row in rows.iterrows():
-        colour, marker = FAMILY_LOOKS.get(row.family, (style.GREY, "P"))
+        color, marker = FAMILY_LOOKS.get(row.family, (style.GRAY, "P"))
         at, ends = (row.cost, times.perplexity[i]), times.loc[[i]].to_numpy().T
         panel.errorbar(
-            *at, yerr=style.whiskers(*ends), fmt=marker, color=colour, markersize=5,
-            mfc=colour if row.wins else "white", capsize=2, linewidth=0.9,
+            *at, yerr=style.whiskers(*ends), fmt=marker, color=color, markersize=5,
+            mfc=color if row.wins else "white", capsize=2, linewidth=0.9,
         )  # fmt: skip
         text = style.note(
             panel, _short(row["name"]), at, ha="center", va="center", fontsize=7,

@@ -86,15 +86,15 @@ def model_sizes(models: pd.DataFrame, devices: pd.DataFrame) -> Drawing:
     figure, panel = style.axes(height_in=4.2)
     panel.set_yscale("log")
     end = max(models["year"].max(), devices["year"].max()) + 1.6
-    for colour, (name, group) in zip(
-        (style.GREY, style.INK), devices.groupby("class", sort=True), strict=True
+    for color, (name, group) in zip(
+        (style.GRAY, style.INK), devices.groupby("class", sort=True), strict=True
     ):
         stairs = group.sort_values("year")
         level = [*stairs["memory_bytes"] / 1e9, stairs["memory_bytes"].iloc[-1] / 1e9]
-        look = {"color": colour, "label": f"{name} GPU"}
+        look = {"color": color, "label": f"{name} GPU"}
         panel.step([*stairs["year"], end], level, where="post", **look)
         gpu = f"{name} GPU, {stairs['memory_bytes'].iloc[-1] / 2**30:.0f} GiB"
-        text = {"color": colour, "ha": "right", "va": "top", "fontsize": 8}
+        text = {"color": color, "ha": "right", "va": "top", "fontsize": 8}
         panel.text(end, 0.95 * level[-1], gpu, **text)
     sizes = models.assign(gigabytes=models["fp16_bytes"] / 1e9)
     at = ["year", "gigabytes"]
@@ -128,9 +128,9 @@ def parameter_shares(parts: pd.DataFrame) -> Drawing:
     """
     figure, panel = style.axes(height_in=1 + 0.45 * len(parts))
     shares = 100 * parts.div(parts.sum(axis=1), axis=0)
-    colours = [style.BLUE, style.VERMILION, style.GREY, style.PURPLE]
+    colors = [style.BLUE, style.VERMILION, style.GRAY, style.PURPLE]
     shares.plot.barh(
-        stacked=True, ax=panel, width=0.62, color=colours, ec="white", legend=False
+        stacked=True, ax=panel, width=0.62, color=colors, ec="white", legend=False
     )
     for bars, part in zip(panel.containers, shares, strict=True):
         # A share too small for its number is drawn without one.
@@ -160,7 +160,7 @@ def _frames(
     panel: Axes, spec: ModelSpec, wide: float, middle: float, size: float
 ) -> None:
     """What is drawn dashed: embedding, the layer around its parts, and the head."""
-    dashed = {"edgecolor": style.GREY, "linestyle": "--"}
+    dashed = {"edgecolor": style.GRAY, "linestyle": "--"}
     words = f"token → its row, of {spec.vocab:,}"
     style.box(panel, (middle, 0), (size, 0.5), words, **dashed)
     style.box(panel, (middle, 4.95), (size, 7.7), label="layer", **dashed)

@@ -11,8 +11,8 @@ from thesis_book.figures.export import Drawing, stacked
 from thesis_lib.sequencer.core.trace import F64, Trace
 from thesis_lib.sequencer.experiments import metrics
 
-ESTIMATOR_COLOURS = {
-    "constant": style.GREY,
+ESTIMATOR_COLORS = {
+    "constant": style.GRAY,
     "sum-max": style.VERMILION,
     "linear": style.ORANGE,
     "boosted": style.GREEN,
@@ -93,8 +93,8 @@ def q_error_curves(errors: dict[str, dict[str, F64]]) -> Drawing:
         for name, error in by_estimator.items():
             # two estimators of the same quality must both be seen
             dashes = "--" if name == "boosted" else "-"
-            colour = ESTIMATOR_COLOURS[name]
-            panel.ecdf(error, linestyle=dashes, color=colour, label=name)
+            color = ESTIMATOR_COLORS[name]
+            panel.ecdf(error, linestyle=dashes, color=color, label=name)
         panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         panel.minorticks_off()
     drawn[-1][0].legend(loc="lower right")
@@ -125,15 +125,15 @@ def operating_units(
     nothing_s = np.zeros(len(trace))
     estimated_s = {unit: predicted_s.get(unit, nothing_s) for unit in measured_s}
     bars = {"stacked": True, "ax": left, "width": 0.36, "rot": 0, "linewidth": 0}
-    colours = [*style.PALETTE, style.GREY]
+    colors = [*style.PALETTE, style.GRAY]
     measured_us, estimated_us = (
         _mean_us(trace, columns_s) for columns_s in (measured_s, estimated_s)
     )
-    measured_us.plot.bar(**bars, color=colours, position=1.05)
+    measured_us.plot.bar(**bars, color=colors, position=1.05)
     parts = left.containers[:]
     estimated_us.plot.bar(
         **bars,
-        color=colours,
+        color=colors,
         position=-0.05,
         hatch="////",
         edgecolor="white",
@@ -143,7 +143,7 @@ def operating_units(
     left.legend(handles=parts, title="operating unit", fontsize=7, title_fontsize=7)
     true_us = _mean_us(trace, {"true": trace.service_s})["true"]
     relative = _mean_us(trace, totals_s).div(true_us, axis=0)
-    relative.plot.bar(ax=right, width=0.8, rot=0, color=[style.VERMILION, style.GREY])
+    relative.plot.bar(ax=right, width=0.8, rot=0, color=[style.VERMILION, style.GRAY])
     right.axhline(1, color=style.INK, linewidth=0.8)
     right.set_ylabel("estimated over true time")
     right.set_ylim(top=1.15 * right.get_ylim()[1])  # room for the legend
@@ -175,7 +175,7 @@ def coverage(
     every, over_time, per_type = max(1, len(trace) // 1_000), {}, {}
     for name, by_level in bounds_s.items():
         dotted = {} if name == last else {"linestyle": ":", "alpha": 0.8}
-        for (level, bound_s), colour in zip(
+        for (level, bound_s), color in zip(
             by_level.items(), style.PALETTE, strict=False
         ):
             within = pd.Series(100.0 * (trace.service_s <= bound_s), held_out)
@@ -183,17 +183,17 @@ def coverage(
             label = f"{level:.0%}, {name}"
             shown = moving.dropna().rename_axis("transactions")
             over_time[label] = shown.rename("within_percent").reset_index()
-            left.plot(moving, color=colour, label=label, **{"linewidth": 1.4} | dotted)
-            left.axhline(100 * level, color=colour, linewidth=0.6)
+            left.plot(moving, color=color, label=label, **{"linewidth": 1.4} | dotted)
+            left.axhline(100 * level, color=color, linewidth=0.6)
             if name == last:
                 miss = [within[rows].mean() - 100 * level for rows in types.values()]
-                right.plot(miss, range(len(types)), "o", color=colour, alpha=0.8)
+                right.plot(miss, range(len(types)), "o", color=color, alpha=0.8)
                 columns = {"type": list(types), "covered_less_promised_points": miss}
                 per_type[label] = pd.DataFrame(columns)
     left.set_xlabel("held-out transactions so far")
     left.set_ylabel(f"within the bound, of the last {window:,} (%)")
     style.legend_below(figure, ncols=3, fontsize=7)
-    right.axvspan(-2, 2, color=style.GREY, alpha=0.15, linewidth=0)
+    right.axvspan(-2, 2, color=style.GRAY, alpha=0.15, linewidth=0)
     right.axvline(0, color=style.INK, linewidth=0.8)
     right.set(xlim=(-4, 4), xlabel="covered less promised (points)")
     style.name_rows(right, list(types), fontsize=8)

@@ -16,8 +16,8 @@ from thesis_lib.common.units import GiB, MiB
 from thesis_lib.sequencer.core.trace import F64
 
 # A state, a tool or a way to copy keeps its colour, and its marker, on every page.
-PASS_COLOURS = (style.BLUE, style.VERMILION, style.GREEN)  # in turn
-SPAN_COLOURS = {
+PASS_COLORS = (style.BLUE, style.VERMILION, style.GREEN)  # in turn
+SPAN_COLORS = {
     "read": style.BLUE,
     "copy": style.ORANGE,
     "compute": style.GREEN,
@@ -32,7 +32,7 @@ PEER_LOOKS = {
 LIMIT_LOOKS = {"compute": (style.BLUE, "o"), "disk": (style.VERMILION, "s")}
 COPY_LOOKS = {  # how host memory crosses the link
     "pinned": (style.GREEN, "o"),
-    "unknown": (style.GREY, "D"),
+    "unknown": (style.GRAY, "D"),
     "pageable": (style.VERMILION, "s"),
 }
 LIMIT: dict[str, Any] = {"color": style.INK, "linestyle": "--"}
@@ -41,7 +41,7 @@ LIMIT: dict[str, Any] = {"color": style.INK, "linestyle": "--"}
 def _peer(name: str) -> tuple[str, str]:
     """Colour and marker of the tool that a system's name holds."""
     looks = (look for tool, look in PEER_LOOKS.items() if tool in name)
-    return next(looks, (style.GREY, "v"))
+    return next(looks, (style.GRAY, "v"))
 
 
 # --- Memory ----------------------------------------------------------------------
@@ -57,7 +57,7 @@ def memory_parts(
     limit, zooms = limit_bytes / unit, model_bytes > 4 * limit_bytes
     figure, *drawn = style.axes(rows=1 + zooms, height_in=3.0 if zooms else 2.2)
     whole, plan = drawn[0], drawn[-1]
-    whole.barh("resident model", model_bytes / unit, color=style.GREY)
+    whole.barh("resident model", model_bytes / unit, color=style.GRAY)
     left = 0.0
     for part, n_bytes in parts_bytes.items():
         plan.barh("streamed plan", n_bytes / unit, left=left, label=part)
@@ -74,7 +74,7 @@ def memory_parts(
         for end in plan.get_xlim():
             cone = ConnectionPatch(
                 (end, 0), (end, 1), whole.get_xaxis_transform(),
-                plan.get_xaxis_transform(), axesA=whole, axesB=plan, color=style.GREY,
+                plan.get_xaxis_transform(), axesA=whole, axesB=plan, color=style.GRAY,
                 linewidth=0.8,
             )  # fmt: skip
             figure.add_artist(cone)
@@ -99,13 +99,13 @@ def memory_against_time(runs: pd.DataFrame, limit_bytes: float) -> Drawing:
     runs = runs.dropna(subset=["s_per_token"])
     figure, panel = style.axes(height_in=3.2)
     for name, row in runs.iterrows():
-        colour, marker = _peer(str(name))
+        color, marker = _peer(str(name))
         at = row.peak_bytes / GiB, row.s_per_token
         ends = style.whiskers([row.s_per_token], [row.low_s], [row.high_s])
-        panel.errorbar(*at, yerr=ends, fmt=marker, color=colour, capsize=3)
+        panel.errorbar(*at, yerr=ends, fmt=marker, color=color, capsize=3)
         style.note(
             panel, style.printed(str(name)), at, ha="center", va="center",
-            color=colour, fontsize=8, bbox=style.UNDER,
+            color=color, fontsize=8, bbox=style.UNDER,
         )  # fmt: skip
     most_bytes = max(limit_bytes, runs["peak_bytes"].max())
     panel.set(
@@ -146,9 +146,9 @@ def memory_over_time(runs: Mapping[str, F64], limit_bytes: float) -> Drawing:
     figure, drawn = style.panels(named, 2.6, **labels)
     frames = {}
     for panel, (name, samples) in drawn:
-        colour, _ = _peer(name)
+        color, _ = _peer(name)
         seconds, held, private = samples.T
-        look = {"color": colour, "linewidth": 1.2}
+        look = {"color": color, "linewidth": 1.2}
         panel.plot(seconds, held / GiB, **look)
         panel.plot(seconds, private / GiB, ":", **look)
         gib = {"all_gib": held / GiB, "without_page_cache_gib": private / GiB}
@@ -176,7 +176,7 @@ def time_against_memory(
     for name, seconds in step_s.items():
         gibibytes = np.divide(device_bytes, GiB)
         panel.plot(gibibytes, seconds, drawstyle="steps-post", label=name)
-    panel.axvspan(0, least_bytes / GiB, color=style.GREY, alpha=0.25, label="refused")
+    panel.axvspan(0, least_bytes / GiB, color=style.GRAY, alpha=0.25, label="refused")
     panel.axvline(model_bytes / GiB, color=style.INK, linestyle=":", label="weights")
     panel.set(xlabel="device memory (GiB)", ylabel="predicted time per token (s)")
     panel.set_xlim(0, max(device_bytes) / GiB)
@@ -210,8 +210,8 @@ def ring_picture(visits: Sequence[Any], until_s: float) -> Drawing:
         states = ("receives", "holds", "computes")[-len(spans) :]
         for (start, stop, height, alpha), state in zip(spans, states, strict=True):
             if start < min(stop, until_s):
-                colour = PASS_COLOURS[visit.step % len(PASS_COLOURS)]
-                look = {"color": colour, "alpha": alpha, "linewidth": 0}
+                color = PASS_COLORS[visit.step % len(PASS_COLORS)]
+                look = {"color": color, "alpha": alpha, "linewidth": 0}
                 panel.barh(row, stop - start, height, start, **look)
                 rows.append([names[row], visit.step + 1, visit.layer + 1, state])
                 rows[-1] += [start, stop]
@@ -230,8 +230,8 @@ def ring_picture(visits: Sequence[Any], until_s: float) -> Drawing:
         Line2D([], [], color=style.INK, alpha=0.6, linewidth=3, label="holds"),
         Patch(color=style.INK, label="computes"),
     ]
-    turns = zip(passes.index, PASS_COLOURS, strict=False)
-    states += [Patch(color=colour, label=f"pass {step + 1}") for step, colour in turns]
+    turns = zip(passes.index, PASS_COLORS, strict=False)
+    states += [Patch(color=color, label=f"pass {step + 1}") for step, color in turns]
     style.legend_below(figure, states, ncols=6, fontsize=8)
     columns = ["buffer", "pass", "layer", "state", "start_s", "end_s"]
     return Drawing(figure, pd.DataFrame(rows, columns=columns))
@@ -255,7 +255,7 @@ def token_timeline(spans: Sequence[Any]) -> Drawing:
     `spans` have `kind` (read, copy, compute or wait), `layer`, `start_s` and `end_s`;
     time is counted from the first of them. Reads that overlap lie above each other.
     """
-    kinds = [kind for kind in SPAN_COLOURS if any(s.kind == kind for s in spans)]
+    kinds = [kind for kind in SPAN_COLORS if any(s.kind == kind for s in spans)]
     figure, panel = style.axes(height_in=0.9 + 0.5 * len(kinds))
     zero_s = min(span.start_s for span in spans)
     for row, kind in enumerate(kinds):
@@ -267,7 +267,7 @@ def token_timeline(spans: Sequence[Any]) -> Drawing:
                 1e3 * (span.end_s - span.start_s),
                 0.9 * height,
                 1e3 * (span.start_s - zero_s),
-                color=SPAN_COLOURS[kind],
+                color=SPAN_COLORS[kind],
                 alpha=0.55 + 0.4 * (span.layer % 2),  # neighbours are told apart
                 linewidth=0,
             )
@@ -341,12 +341,12 @@ def _predictions(
     times = table[["known_s", "predicted_s"]].to_numpy()
     ends = np.array([0.7 * times.min(), 1.4 * times.max()])
     near = ends * (1 - tolerance), ends * (1 + tolerance)
-    look = {"color": style.GREY, "alpha": 0.25, "linewidth": 0}
+    look = {"color": style.GRAY, "alpha": 0.25, "linewidth": 0}
     panel.fill_between(ends, *near, label=f"within {100 * tolerance:.0f} %", **look)
     panel.plot(ends, ends, **style.RULE)
-    for kind, (colour, marker) in looks.items():
+    for kind, (color, marker) in looks.items():
         rows = table[table["kind"] == kind]
-        look = {"marker": marker, "color": colour, "alpha": 0.8, "markersize": 5}
+        look = {"marker": marker, "color": color, "alpha": 0.8, "markersize": 5}
         panel.plot(rows.known_s, rows.predicted_s, linestyle="", label=kind, **look)
     panel.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
     subs = (1, 2, 5) if ends[1] < 1_000 * ends[0] else (1,)
@@ -357,9 +357,9 @@ def _predictions(
     return Drawing(figure, table.filter(["kind", "known_s", "predicted_s"]))
 
 
-_LINE_COLOURS = {
-    "reading": SPAN_COLOURS["read"],
-    "computing": SPAN_COLOURS["compute"],
+_LINE_COLORS = {
+    "reading": SPAN_COLORS["read"],
+    "computing": SPAN_COLORS["compute"],
 }
 
 
@@ -369,7 +369,7 @@ def _name_line(
     """Name a line at so many tokens, by where the `lines` are there in seconds."""
     above = lines[name] == max(lines.values())
     offset, side = ((0, 4), "right") if above else ((0, -11), "center")
-    look = {"fontsize": 8, "color": _LINE_COLOURS[name], "ha": side}
+    look = {"fontsize": 8, "color": _LINE_COLORS[name], "ha": side}
     style.note(panel, name, (count, lines[name]), offset, **look)
 
 
@@ -396,16 +396,16 @@ def roofline_stream(
     span = np.geomspace(min(ends) / 1.5, max(ends) * 1.5, 200)
     compute_s = weights_s + token_s * span
     dashed = {"linestyle": "--", "linewidth": 1}
-    panel.axhline(io_s, color=_LINE_COLOURS["reading"], **dashed)
-    panel.plot(span, compute_s, color=_LINE_COLOURS["computing"], **dashed)
+    panel.axhline(io_s, color=_LINE_COLORS["reading"], **dashed)
+    panel.plot(span, compute_s, color=_LINE_COLORS["computing"], **dashed)
     panel.plot(span, np.maximum(io_s, compute_s), color=style.INK, label="predicted")
     for (name, seconds), marker, face in zip(
         measured_s.items(), style.MARKERS, (style.GREEN, "white"), strict=False
     ):
         panel.plot(tokens, seconds, marker, color=style.GREEN, mfc=face, label=name)
     if at > 0:
-        panel.axvspan(low, high, color=style.GREY, alpha=0.25, linewidth=0)
-        panel.axvline(at, color=style.GREY, linewidth=1, label="crossover, predicted")
+        panel.axvspan(low, high, color=style.GRAY, alpha=0.25, linewidth=0)
+        panel.axvline(at, color=style.GRAY, linewidth=1, label="crossover, predicted")
     if tokens[0] <= measured_at <= tokens[-1]:
         panel.axvline(measured_at, color=style.INK, ls=":", label="crossover, measured")
     # Each name where its line is the lower one, and away from the points and the other.

@@ -28,16 +28,13 @@ _DASHES = (
 def _violations(
     panel: Axes, runs: pd.DataFrame, policies: Sequence[str]
 ) -> pd.DataFrame:
-    """Draw violations of some policies against load, and return what is drawn.
-
-    Up to FEW_LOADS have their policies next to each other.
-    """
+    """Draw violations against load; few loads get the policies next to each other."""
     beside, bands = len(set(runs["load"])) <= FEW_LOADS, []
     for place, policy in enumerate(policies):
         aside_pt = ASIDE_PT * (place - (len(policies) - 1) / 2) if beside else None
         at = runs, policy, "violations"
         bands.append(style.band(panel, *at, aside_pt=aside_pt))
-    panel.axvline(1.0, color=style.GREY, linewidth=0.8)
+    panel.axvline(1.0, color=style.GRAY, linewidth=0.8)
     panel.margins(x=0.1 if beside else None)
     panel.set(xlabel=LOAD, ylabel=VIOLATIONS)
     return pd.concat(bands, ignore_index=True)
@@ -83,8 +80,8 @@ def distance_to_optimum(runs: pd.DataFrame, parts: pd.DataFrame) -> Drawing:
     unmet = pd.DataFrame(
         {label: parts[column].clip(lower=0) for column, label in DISTANCE.items()}
     ).set_axis([f"{load:g}" for load in parts.index])
-    colours = [style.INK, style.ORANGE, style.SKY, style.VERMILION]
-    unmet.plot.bar(stacked=True, ax=shares, width=0.7, rot=0, color=colours)
+    colors = [style.INK, style.ORANGE, style.SKY, style.VERMILION]
+    unmet.plot.bar(stacked=True, ax=shares, width=0.7, rot=0, color=colors)
     shares.set(xlabel="load", ylabel="violations of bid-price (%)")
     shares.legend(fontsize=7, loc="upper left")
     style.legend_below(figure)
@@ -112,7 +109,7 @@ def rates_by_scenario(
         for policy in policies:
             band = style.band(panel, rows, policy, rate, whole=whole)
             bands.append(band.assign(scenario=scenario, commits=title))
-        panel.axvline(1.0, color=style.GREY, linewidth=0.8)
+        panel.axvline(1.0, color=style.GRAY, linewidth=0.8)
         panel.set(xlabel="load", ylabel=f"commits, {title} (%)")
         if panel.get_subplotspec().is_first_row():
             panel.set_title(scenario, fontsize=9)
@@ -290,7 +287,7 @@ def ablation(tables: Mapping[str, pd.DataFrame]) -> Drawing:
     figure, drawn = style.panels(tables, 3.3, xlabel="violations (points)")
     frames = []
     for table, (panel, rows) in zip(tables, drawn, strict=True):
-        for start, done, colour, shift in ways:
+        for start, done, color, shift in ways:
             part = rows[(rows["from"] == start) & (rows["defect"] != "")]
             change = part["strict_change"]
             columns = ["defect", "strict_change", "strict_low", "strict_high"]
@@ -299,7 +296,7 @@ def ablation(tables: Mapping[str, pd.DataFrame]) -> Drawing:
             panel.errorbar(
                 change, np.arange(len(part)) + shift,
                 xerr=style.whiskers(change, part["strict_low"], part["strict_high"]),
-                fmt="o", color=colour, markersize=4, linewidth=1.2, label=done,
+                fmt="o", color=color, markersize=4, linewidth=1.2, label=done,
             )  # fmt: skip
         panel.axvline(0, **style.RULE)
     names = next(iter(tables.values()))["defect"].unique()
@@ -341,8 +338,8 @@ def goals(table: pd.DataFrame) -> Drawing:
 def ingredients(table: pd.DataFrame) -> Drawing:
     """Violations without an ingredient, from `goals.ingredients`: a panel a column."""
     without = table.index.str.startswith(("without", "one", "never"))
-    colours = pd.Series(np.where(without, style.VERMILION, style.GREY), table.index)
-    colours["bid-price"] = style.GREEN
+    colors = pd.Series(np.where(without, style.VERMILION, style.GRAY), table.index)
+    colors["bid-price"] = style.GREEN
     rows = -(-len(table.columns) // 3)
     figure, *drawn = style.axes(
         min(3, len(table.columns)), 0.6 + rows * (0.7 + 0.17 * len(table)), rows,
@@ -352,7 +349,7 @@ def ingredients(table: pd.DataFrame) -> Drawing:
         panel.remove()
     for panel, (place, load) in zip(drawn, table, strict=False):
         shares = table[place, load]
-        bars = panel.barh(range(len(shares)), shares, color=colours)
+        bars = panel.barh(range(len(shares)), shares, color=colors)
         panel.axvline(shares["bid-price"], **style.RULE)
         panel.bar_label(bars, fmt="%.1f", fontsize=7.5, padding=2, bbox=style.UNDER)
         panel.set(xscale=style.symlog(1.0), xlim=(0, 8 * max(shares.max(), 1.0)))
@@ -434,7 +431,7 @@ def through_a_crowd(shares: pd.DataFrame, last_s: float) -> Drawing:
         for policy in shares:
             look = style.policy(str(policy)) | {"marker": None, "linewidth": 1.2}
             panel.step(at_ms, percent[policy], where="post", **look)
-        panel.axvspan(-1e3 * last_s, 0, color=style.GREY, alpha=0.15, linewidth=0)
+        panel.axvspan(-1e3 * last_s, 0, color=style.GRAY, alpha=0.15, linewidth=0)
         panel.set_xlabel("arrival, from the end of the crowd (ms)")
     end.set_xlim(-20, min(100, at_ms[-1]))
     end.set(yscale=style.symlog(1), ylim=(0, 150))
@@ -464,9 +461,9 @@ def beside_measured(table: pd.DataFrame) -> Drawing:
     truth = np.linspace(0, 100, 201)
     near = np.maximum(100 * live.ABSOLUTE_TOLERANCE, live.RELATIVE_TOLERANCE * truth)
     for panel, runs in drawn:
-        look = {"color": style.GREY, "alpha": 0.2, "linewidth": 0}
+        look = {"color": style.GRAY, "alpha": 0.2, "linewidth": 0}
         panel.fill_between(truth, truth - near, truth + near, **look)
-        panel.plot(truth, truth, color=style.GREY, linewidth=0.8)
+        panel.plot(truth, truth, color=style.GRAY, linewidth=0.8)
         for (policy, workers), rows in runs.groupby(["policy", "workers"], sort=False):
             look = style.policy(policy) | {"linestyle": "", "markersize": 5}
             if "-corrected" in policy:

@@ -24,7 +24,7 @@ def worker_timelines(traces: dict[str, Trace], window_s: float) -> Drawing:
     """Which worker ran what, and when, within `window_s` from the middle of the run."""
     ends = {"xlim": (0, 1e3 * window_s), "xlabel": "time (ms)", "ylabel": "worker"}
     figure, drawn = style.panels(traces, 2.4, share="x", **ends)
-    colours: dict[str, str] = {}
+    colors: dict[str, str] = {}
     frames = []
     for run, (panel, trace) in zip(traces, drawn, strict=True):
         stages = ("sequence_s", "lock_wait_s", "queue_s")
@@ -43,11 +43,11 @@ def worker_timelines(traces: dict[str, Trace], window_s: float) -> Drawing:
             frames.append(bars.assign(run=run, type=kind))
             panel.barh(
                 bars["worker"], bars["service_ms"], left=bars["start_ms"], linewidth=0,
-                color=colours.setdefault(kind, f"C{len(colours)}"),
+                color=colors.setdefault(kind, f"C{len(colors)}"),
             )  # fmt: skip
         panel.set_yticks(range(round(trace.measured["worker"].max()) + 1))
         panel.grid(axis="y", visible=False)
-    patches = [Patch(color=colour, label=kind) for kind, colour in colours.items()]
+    patches = [Patch(color=color, label=kind) for kind, color in colors.items()]
     style.legend_below(figure, patches, ncols=5, fontsize=7)
     return Drawing(figure, pd.concat(frames, ignore_index=True))
 
@@ -62,12 +62,12 @@ def coordinated_omission(
     """
     figure, left, right = style.axes(2, height_in=3.0)
     rows = (arrival_s >= window_s[0]) & (arrival_s < window_s[1])
-    at_s, colours = arrival_s[rows] - window_s[0], (style.VERMILION, style.BLUE)
-    for (name, latency_s), colour in zip(clocks_s.items(), colours, strict=True):
-        look: dict[str, Any] = {"markersize": 3, "label": name, "color": colour}
+    at_s, colors = arrival_s[rows] - window_s[0], (style.VERMILION, style.BLUE)
+    for (name, latency_s), color in zip(clocks_s.items(), colors, strict=True):
+        look: dict[str, Any] = {"markersize": 3, "label": name, "color": color}
         look["rasterized"] = len(at_s) > 1_000
         left.plot(at_s, 1e3 * latency_s[rows], ".", **look)
-        style.slower(right, latency_s, color=colour)
+        style.slower(right, latency_s, color=color)
     left.legend(fontsize=8, loc="upper right", markerscale=3)
     left.set(xlabel="due at (s)", ylabel="latency (ms)")
     right.set(xscale="log", xlabel="latency (ms)")
@@ -116,11 +116,11 @@ def collapse(
     style.log_ticks(left.yaxis, (1,))
     left.legend(title="load", fontsize=7, title_fontsize=7, loc="lower right", ncols=4)
     percent = 100 * pd.Series(on_time)
-    right.plot(percent, ".-", color=style.GREY, label="first in, first out")
+    right.plot(percent, ".-", color=style.GRAY, label="first in, first out")
     left_over = 100 / np.maximum(percent.index, 1)
     look = {"color": style.INK, "label": "never idle, all alike"}
     right.plot(percent.index, left_over, "--", **look)
-    right.axvline(1.0, color=style.GREY, linewidth=0.8)
+    right.axvline(1.0, color=style.GRAY, linewidth=0.8)
     right.set_ylim(0, 105)
     right.set(xlabel=LOAD, ylabel="on time (% of arrivals)")
     right.legend(fontsize=7, loc="center right")
@@ -136,7 +136,7 @@ _BLUE = {"edgecolor": style.BLUE}
 _LOOKS = {  # of a transaction and of its number, by its state
     **dict.fromkeys(("holds", "runs"), (_BLUE | {"facecolor": style.BLUE}, "white")),
     "waits": (_BLUE, style.BLUE),
-    "refused": ({"edgecolor": style.GREY, "linestyle": ":"}, style.GREY),
+    "refused": ({"edgecolor": style.GRAY, "linestyle": ":"}, style.GRAY),
 }
 _ADDED = {"edgecolor": style.VERMILION, "linewidth": 1.2}
 
@@ -167,7 +167,7 @@ def deterministic_database(history: History, bookings: pd.DataFrame) -> Drawing:
         say(log.index(i) + 0.5, 3.93, rows, style="italic")
     flow((2.5, 4.15), (2.5, 4.5))
     for column, word in enumerate(["lock", "holds", "waits"]):
-        say(column + 0.5, 4.7, word, color=style.GREY)
+        say(column + 0.5, 4.7, word, color=style.GRAY)
     for y, (row, queue) in zip(queues_y, queues.items(), strict=True):
         say(0.5, y, row, style="italic")
         for column, (i, holds) in enumerate(queue[["transaction", "holds"]].values, 1):
@@ -192,22 +192,22 @@ def deterministic_database(history: History, bookings: pd.DataFrame) -> Drawing:
 
 def _cell(panel: Axes, column: int, y: float, i: int, state: str) -> None:
     """A transaction of the drawing, in the look of its state."""
-    look, colour = _LOOKS.get(state, ({}, style.INK))
+    look, color = _LOOKS.get(state, ({}, style.INK))
     size = 1.0 if state == "in the log" else 0.84, 0.5
-    style.box(panel, (column + 0.5, y), size, f"{i}", f"{i} {state}", colour, **look)
+    style.box(panel, (column + 0.5, y), size, f"{i}", f"{i} {state}", color, **look)
 
 
 def _sequencing(panel: Axes, log: list[int], refused: list[int]) -> None:
     """The way from the clients to the log, through what the thesis adds."""
     n = len(log) + len(refused)
     for column, i in enumerate([*log, *refused]):
-        colour = style.GREY if i in refused else style.INK
+        color = style.GRAY if i in refused else style.INK
         way = (i, 0.25), (i, 1.93), (column, 2.7), (column, 3.2)
-        style.arrow(panel, *((x + 0.5, y) for x, y in way), color=colour)
+        style.arrow(panel, *((x + 0.5, y) for x, y in way), color=color)
         _cell(panel, i, 0, i, "asks")
         _cell(panel, column, 3.45, i, "refused" if i in refused else "in the log")
     if refused:
-        style.say(panel, n - len(refused) / 2, 3.93, "refused", color=style.GREY)
+        style.say(panel, n - len(refused) / 2, 3.93, "refused", color=style.GRAY)
     asks = {0.87: "how long will each take?", 1.6: "who goes first, who is refused?"}
     for y, question in asks.items():
         words = f"the thesis: {question}"
@@ -218,11 +218,11 @@ def _sequencing(panel: Axes, log: list[int], refused: list[int]) -> None:
 def _replica(panel: Axes, right: float, same: Mapping[str, float]) -> None:
     """A replica beside the scheduler; `same` says at which y its parts are compared."""
     left, top, bottom = 5.2, 4.5, same["state"] + 0.25
-    middle, grey = (left + right) / 2, {"linestyle": "--", "edgecolor": style.GREY}
+    middle, grey = (left + right) / 2, {"linestyle": "--", "edgecolor": style.GRAY}
     size = right - left, bottom - top
     style.box(panel, (middle, (top + bottom) / 2), size, label="replica", **grey)
     way = (2.5, 4.3), (middle, 4.3), (middle, top)
-    style.arrow(panel, *way, color=style.GREY, linestyle="--")
+    style.arrow(panel, *way, color=style.GRAY, linestyle="--")
     style.say(panel, middle, 4.7, "replica", weight="bold")
     for part, y in same.items():
         words = f"{'any' if part == 'timing' else 'same'} {part}"
@@ -230,7 +230,7 @@ def _replica(panel: Axes, right: float, same: Mapping[str, float]) -> None:
 
 
 _FATES = {"on time": style.GREEN, "late": style.VERMILION}
-_CROSS: dict[str, Any] = {"marker": "x", "color": style.GREY, "label": "dropped"}
+_CROSS: dict[str, Any] = {"marker": "x", "color": style.GRAY, "label": "dropped"}
 
 
 def schedules(histories: Mapping[str, History], writes: Sequence[str]) -> Drawing:
@@ -241,13 +241,13 @@ def schedules(histories: Mapping[str, History], writes: Sequence[str]) -> Drawin
     with a cross. From the second panel on, a word marks each transaction that violates
     its objective in one panel only, this or the first.
     """
-    labelled = {style.policy(name)["label"]: each for name, each in histories.items()}
+    labeled = {style.policy(name)["label"]: each for name, each in histories.items()}
     axis = {"xlabel": "time (ms)", "ylabel": "transaction, in log order"}
-    figure, drawn = style.panels(labelled, 2.5, share="x", **axis)
+    figure, drawn = style.panels(labeled, 2.5, share="x", **axis)
     (_, first), *_ = drawn
     moments = ("arrival", "deadline", "decided", "start", "finish")
     frames = {}
-    for label, (panel, history) in zip(labelled, drawn, strict=True):
+    for label, (panel, history) in zip(labeled, drawn, strict=True):
         rows = [*history.log.tolist(), *np.flatnonzero(history.dropped).tolist()]
         style.name_rows(panel, [str(i) for i in rows])
         at_ms = {f"{at}_ms": 1e3 * getattr(history, f"{at}_s")[rows] for at in moments}
@@ -260,7 +260,7 @@ def schedules(histories: Mapping[str, History], writes: Sequence[str]) -> Drawin
                 end_ms = 1e3 * np.fmax(history.deadline_s[i], history.finish_s[i])
                 look = {"va": "center", "ha": "center", "style": "italic"}
                 style.note(panel, word, (end_ms, y), (18, 0), fontsize=7.5, **look)
-    fates = [Patch(color=colour, label=fate) for fate, colour in _FATES.items()]
+    fates = [Patch(color=color, label=fate) for fate, color in _FATES.items()]
     cross = Line2D([], [], linestyle="", **_CROSS)
     style.legend_below(figure, [*fates, cross], ncols=3, fontsize="medium")
     figure.draw_without_rendering()
@@ -292,5 +292,5 @@ def _execution(panel: Axes, y: int, history: History, i: int, rows: str) -> None
             bars, [rows], label_type="center", fontsize=7, color="white",
             weight="bold",
         )  # fmt: skip
-    look = {"color": style.GREY, "linewidth": 0.8}
+    look = {"color": style.GRAY, "linewidth": 0.8}
     panel.hlines(y, arrival_ms, start_ms, **look)

@@ -30,7 +30,7 @@ T = TypeVar("T")
 WIDTH_IN = 6.5
 
 # Okabe and Ito's palette: distinguishable without colour vision.
-INK, GREY = "#222222", "#8a8a8a"
+INK, GRAY = "#222222", "#8a8a8a"
 BLUE, VERMILION, GREEN = "#0072b2", "#d55e00", "#009e73"
 PURPLE, ORANGE, SKY = "#cc79a7", "#e69f00", "#56b4e9"
 PALETTE = [BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY]
@@ -136,7 +136,7 @@ def symlog(linear_to: float) -> SymmetricalLogScale:
 
 # --- Policies ----------------------------------------------------------------
 LOOKS = {  # colour and marker; policies that are not here are drawn in INK
-    "fifo": (GREY, "o"),
+    "fifo": (GRAY, "o"),
     "drop": (VERMILION, "v"),
     "reorder": (BLUE, "s"),
     "hybrid": (PURPLE, "D"),
@@ -163,13 +163,13 @@ def policy(name: str) -> dict[str, Any]:
     """Label, colour and mark; a variant's line is dashed, its marks are open."""
     variant = next((ending for ending in VARIANTS if name.endswith(ending)), "")
     base = name.removesuffix(variant)
-    colour, marker = LOOKS.get(base, (INK, None))
+    color, marker = LOOKS.get(base, (INK, None))
     dashed = "--" if variant else "-"
     return {
-        "color": colour,
+        "color": color,
         "marker": marker,
         "markersize": 4,
-        "markerfacecolor": "white" if variant else colour,
+        "markerfacecolor": "white" if variant else color,
         "linestyle": ":" if name == "bound" else dashed,
         "label": LABELS.get(base, base) + VARIANTS.get(variant, ""),
     }
@@ -388,7 +388,7 @@ def say(panel: Axes, x: float, y: float, words: str, **look: Any) -> None:
 
 def box(
     panel: Axes, place: tuple[float, float], size: tuple[float, float],
-    words: str = "", label: str = "", colour: str = INK, **look: Any,
+    words: str = "", label: str = "", color: str = INK, **look: Any,
 ) -> None:  # fmt: skip
     """A rectangle of a size around a place of the data, with words of a colour in it.
 
@@ -397,7 +397,7 @@ def box(
     look = {"facecolor": "none", "edgecolor": INK, "linewidth": 0.8} | look
     corner = place[0] - size[0] / 2, place[1] - size[1] / 2
     panel.add_patch(Rectangle(corner, *size, label=label or words, **look))
-    say(panel, *place, words, fontsize=8, color=colour)
+    say(panel, *place, words, fontsize=8, color=color)
 
 
 def arrow(
@@ -424,15 +424,15 @@ def against_reference(times: pd.DataFrame) -> Drawing:
     figure, ax = axes(height_in=0.7 + 0.5 * len(times))
     figure.set_figwidth(5.2)
     for y, row in enumerate(times.to_dict("records")):
-        colour = GREEN if row["good"] else VERMILION
+        color = GREEN if row["good"] else VERMILION
         ax.fill_betweenx(
             [y - 0.16, y + 0.16], row["expected_low"], row["expected_high"],
-            color=GREY, alpha=0.3, linewidth=0,
+            color=GRAY, alpha=0.3, linewidth=0,
         )  # fmt: skip
         ax.plot([1, 1], [y - 0.2, y + 0.2], color=INK, linewidth=0.8)
-        ax.plot([row["low"], row["high"]], [y, y], color=colour, linewidth=2)
+        ax.plot([row["low"], row["high"]], [y, y], color=color, linewidth=2)
         marker = "o" if row["good"] else "X"  # told apart without colour, too
-        ax.plot(row["ratio"], y, marker, color=colour, markersize=6.5)
+        ax.plot(row["ratio"], y, marker, color=color, markersize=6.5)
         ax.text(
             0, y - 0.26, row["says"], transform=ax.get_yaxis_transform(), color=INK,
             fontsize=9, va="bottom",

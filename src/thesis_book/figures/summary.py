@@ -13,7 +13,7 @@ from thesis_lib.common.units import MILLISECONDS
 from thesis_lib.sequencer.core.trace import History
 
 KINDS: dict[str, dict[str, Any]] = {  # the bar of a number, by how it was found
-    "published": {"facecolor": "white", "edgecolor": style.GREY},
+    "published": {"facecolor": "white", "edgecolor": style.GRAY},
     "simulated": {"facecolor": style.BLUE, "edgecolor": style.BLUE},
     "measured": {"facecolor": style.GREEN, "edgecolor": style.GREEN},
 }
@@ -49,8 +49,8 @@ def two_limits(
     left.set_xlim(left=0)
     sizes = np.array([*sizes_bytes.values()]) / 1e9
     fits = sizes <= device_bytes / 1e9
-    for chosen, colour in ((fits, style.GREEN), (~fits, style.GREY)):
-        right.plot(sizes[chosen], np.flatnonzero(chosen), "s", color=colour)
+    for chosen, color in ((fits, style.GREEN), (~fits, style.GRAY)):
+        right.plot(sizes[chosen], np.flatnonzero(chosen), "s", color=color)
     style.name_rows(right, [*sizes_bytes])
     right.axvline(device_bytes / 1e9, **dashed)
     right.set(xscale="log", xlabel="memory (GB), logarithmic")

@@ -94,10 +94,7 @@ def _published(results: list[tuple[Path, Record]], compared: Comparison) -> Publ
 
 
 def _results(executed: Path) -> list[tuple[Path, Record]]:
-    """The executed notebook and the record of every chapter.
-
-    Raises InvalidInput where a chapter has none, or a notebook that its record does
-    not describe: numbers of one run would stand under the name of another.
+    """Return each chapter's notebook and record, or raise InvalidInput for a mismatch.
     """
     results = []
     for chapter in chapters():
@@ -260,9 +257,8 @@ _GITHUB = re.compile(
 
 
 def _canonical(address: str, where: str = "") -> str | None:
-    """An address on GitHub in one form, without a name or password; None for another.
-
-    Raises InvalidInput for another if it was set by hand, in `where`.
+    """Return a GitHub address in one form; None, or InvalidInput in `where`, for
+    another.
     """
     match = _GITHUB.fullmatch(address.strip())
     require(

@@ -43,10 +43,8 @@ class Published:
     claims: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def _absent(self, chapter: str, name: str) -> bool:
-        """Whether the reader's parameters left a number out.
-
-        At the parameters of a profile every number is there, and one that is not stops
-        the build.
+        """Return whether the reader's parameters left a number out; a profile leaves
+        none out.
         """
         record = self.records.get(chapter)
         return (
@@ -232,10 +230,7 @@ def _refuse_errors(name: str, cell: Any) -> None:
 def _shown(
     cell: Any, tell: Callable[[str], str], say: Callable[..., str], figures: Path
 ) -> list[Any]:
-    """A cell that shows something: a table or a figure has its caption, code is folded.
-
-    Raises InvalidInput where a caption has no table.
-    """
+    """Render a table or figure with its caption; raise InvalidInput without a table."""
     mystnb, cells, what = cell.metadata.get("mystnb", {}), [], ""
     figure = mystnb.get("figure", {})
     if caption := figure.get("caption"):
@@ -259,10 +254,7 @@ def _shown(
 
 
 def _captioned(cell: Any, say: Callable[..., str], caption: str, name: str) -> Any:
-    """The table that a cell shows, under its number and caption.
-
-    Raises InvalidInput where the cell shows none.
-    """
+    """Return a cell's table with number and caption; raise InvalidInput without one."""
     shown = [output.get("data", {}).get("text/html") for output in cell.outputs]
     rows = re.findall(r"<thead>.*?</tbody>", "".join(filter(None, shown)), re.DOTALL)
     require(

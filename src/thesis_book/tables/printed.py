@@ -181,10 +181,7 @@ def _labels(index: pd.Index, names: Mapping[Hashable, str]) -> pd.Index:
 
 
 def _spans(index: pd.Index, level: int) -> Sequence[tuple[str, int, int]]:
-    """Runs of equal labels on a level, and above: (label, first, how many).
-
-    On the last level each label stands alone.
-    """
+    """Return runs of equal labels on one level and above: (label, first, length)."""
     labels = [x if isinstance(x, tuple) else (x,) for x in index]
     if level == index.nlevels - 1:
         return [(label[-1], at, 1) for at, label in enumerate(labels)]

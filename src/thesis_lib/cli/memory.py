@@ -278,13 +278,13 @@ def synth(
     as_json: Json = False,
 ) -> None:
     """Write a seeded random checkpoint of a true geometry, to measure systems with."""
-    from thesis_lib.memory.compress.random_weights import synthesise
+    from thesis_lib.memory.compress.random_weights import synthesize
     from thesis_lib.memory.formats.base import words
 
     known = words()
     bars, move = progress_bars(quiet=as_json, unit="layer", verb="wrote")
     with bars:
-        result = synthesise(
+        result = synthesize(
             geometry,
             output,
             distinct_layers,
@@ -407,7 +407,7 @@ class Machine:
     model: str = option("llama-65b", "Geometry, where the rate is to be predicted.")
     weights: Weights = "bf16"
     batch: int = option(1, "Sequences.")
-    utilisation: float = option(1.0, "Busy share of the hours paid for.")
+    utilization: float = option(1.0, "Busy share of the hours paid for.")
 
 
 @command

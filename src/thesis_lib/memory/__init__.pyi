@@ -1,5 +1,5 @@
 from .compress.convert import compress_checkpoint as compress_checkpoint
-from .compress.random_weights import synthesise as synthesise
+from .compress.random_weights import synthesize as synthesize
 from .decode.generate import generate_text as generate_text
 from .decode.speculative import speculate_text as speculate_text
 from .evaluate.perplexity import perplexity as perplexity

@@ -11,7 +11,7 @@ from .experiments.configuration import noisy_estimate as noisy_estimate
 from .experiments.grid import replicate as replicate
 from .experiments.live import serve as serve
 from .experiments.metrics import reduction as reduction
-from .experiments.metrics import summarise as summarise
+from .experiments.metrics import summarize as summarize
 from .optimum.bounds import fewest_violations as fewest_violations
 from .policies.registry import POLICIES as POLICIES
 from .policies.registry import policy as policy

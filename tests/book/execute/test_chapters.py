@@ -1,4 +1,8 @@
+import ast
 import itertools
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import nbformat
 import pytest
@@ -266,3 +270,20 @@ def test_imports_are_followed_through_the_package():
     behind = {p.name for p in imports.modules("from thesis_lib import sequencer")}
     assert {"grid.py", "admission.py"} <= behind
     assert "main.py" not in found
+
+
+def test_one_thread_at_a_time_parses(checkout, monkeypatch):
+    at_once, parse, seen = threading.Semaphore(), ast.parse, []
+
+    def watched(*args, **kwargs):
+        seen.append(at_once.acquire(blocking=False))
+        time.sleep(1e-4)  # another thread may go on
+        at_once.release()
+        return parse(*args, **kwargs)
+
+    monkeypatch.setattr(ast, "parse", watched)
+    first, second = select([])
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(chapters.content_key, [first, second] * 2, [{}] * 4))
+    assert len(seen) > 4
+    assert all(seen)

@@ -6,7 +6,7 @@ import pytest
 from thesis_book.experiments.sequencer.goals import (
     distance,
     distances,
-    summarise_windows,
+    summarize_windows,
     windows,
 )
 from thesis_lib.sequencer.experiments.configuration import SimulationConfig
@@ -60,7 +60,7 @@ def test_windows_are_ordered_and_summed():
         assert (solved[lower] <= solved[upper]).all()
     for policy in ("bid-price", "fifo"):
         assert (solved["proven"] <= solved[policy]).all()
-    total = summarise_windows({"B": solved}).loc["B"]
+    total = summarize_windows({"B": solved}).loc["B"]
     assert total["windows"] == 4
     assert total["found"] == solved["found"].sum()
     assert total["solved"] == (solved["found"] == solved["proven"]).sum()

@@ -12,7 +12,7 @@ from thesis_lib.sequencer.experiments.configuration import (
     noisy_estimate,
 )
 from thesis_lib.sequencer.experiments.grid import paired_seeds
-from thesis_lib.sequencer.experiments.metrics import summarise
+from thesis_lib.sequencer.experiments.metrics import summarize
 from thesis_lib.sequencer.policies.registry import policy
 from thesis_lib.sequencer.simulator.simulator import SystemConfig, simulate
 from thesis_lib.sequencer.workload.scenarios import SCENARIOS, scenario
@@ -80,7 +80,7 @@ def test_one_partition_is_the_simulator_and_stands_for_every_share():
             noisy_estimate()(trace, estimate_seed),
             SystemConfig(cores=SPEC.cores, slo_s=SPEC.slo_s),
         )
-        expected = summarise(trace, history)
+        expected = summarize(trace, history)
         row = zero[zero["policy"] == name].iloc[0]
         assert row["violations"] == expected.violations
         assert row["goodput"] == expected.goodput_per_s / made.saturation_per_s

@@ -33,10 +33,10 @@ def test_without_scripts_the_table_says_what_python_says(text):
 
 def test_every_control_has_a_label_and_nothing_reaches_outside(text):
     page = BeautifulSoup(text, "html.parser")
-    labelled = {label["for"] for label in page.find_all("label")}
+    labeled = {label["for"] for label in page.find_all("label")}
     controls = page.find_all(["input", "select"])
     assert len(controls) == len(SLIDERS) + 1
-    assert all(control["id"] in labelled for control in controls)
+    assert all(control["id"] in labeled for control in controls)
     assert not re.search(r"https?://|\bsrc=|\bimport\b", text)
 
 

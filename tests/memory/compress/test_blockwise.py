@@ -12,7 +12,7 @@ from thesis_lib.memory.compress import blockwise
 from thesis_lib.memory.compress.blockwise import (
     Refinement,
     best_matrix,
-    factorise_blocks,
+    factorize_blocks,
     walk_blocks,
 )
 from thesis_lib.memory.compress.svd import (
@@ -109,7 +109,7 @@ def test_calibration_behind_compressed_layers_loses_less(model, monkeypatch):
     ranks = uniform_ranks(model, 0.5)
     grams = gram_matrices(model, list(WINDOWS[:, None]))
     alone = with_ranks(model, decompose_layers(model, grams), ranks)
-    behind = factorise_blocks(model, WINDOWS, ranks)
+    behind = factorize_blocks(model, WINDOWS, ranks)
     first = stack(behind)[1][0].self_attn.q_proj  # which has nothing upstream
     same = stack(alone)[1][0].self_attn.q_proj
     torch.testing.assert_close(
@@ -124,18 +124,18 @@ def test_refinement_loses_less_on_windows_that_it_has_not_read(model, monkeypatc
     windows, fresh = tiny.tokens(3, 60, 48), tiny.tokens(9, 8, 48)
     # So much shrinkage hides the inputs, and leaves something to be learned.
     monkeypatch.setattr(blockwise, "SHRINKAGE", 1e6)
-    plain = factorise_blocks(model, windows, ranks)
+    plain = factorize_blocks(model, windows, ranks)
     how = Refinement(60, 1e-4)
-    trained = factorise_blocks(model, windows, ranks, refinement=how)
+    trained = factorize_blocks(model, windows, ranks, refinement=how)
     before, after = (hidden_error(model, twin, fresh) for twin in (plain, trained))
     assert after < before
 
 
 def test_a_refinement_that_does_not_help_is_undone(model):
     ranks = uniform_ranks(model, 0.5)
-    plain = factorise_blocks(model, WINDOWS, ranks).state_dict()
+    plain = factorize_blocks(model, WINDOWS, ranks).state_dict()
     harmful = Refinement(steps=3, rate=10.0)
-    kept = factorise_blocks(model, WINDOWS, ranks, refinement=harmful).state_dict()
+    kept = factorize_blocks(model, WINDOWS, ranks, refinement=harmful).state_dict()
     assert all(torch.equal(plain[name], kept[name]) for name in plain)
 
 
@@ -143,7 +143,7 @@ def test_ranks_are_those_asked_for_and_the_model_is_as_it_was(model):
     ranks = uniform_ranks(model, 0.5)
     ranks["model.layers.1.mlp.up_proj"] = None
     with checks.unchanged(model):
-        twin = factorise_blocks(model, WINDOWS, ranks)
+        twin = factorize_blocks(model, WINDOWS, ranks)
     found = {
         f"model.layers.{number}.{name}": rank
         for number, layer in enumerate(ranks_of(twin, 4))
@@ -160,4 +160,4 @@ def test_a_singular_gram_is_refused_by_name(model, monkeypatch):
     same = torch.ones(8, 24, dtype=torch.long)  # one token: its input has rank one
     monkeypatch.setattr(blockwise, "SHRINKAGE", 0.0)
     with pytest.raises(InvalidInput, match=r"layers\.0\.self_attn\..*singular"):
-        factorise_blocks(model, same, uniform_ranks(model, 0.5))
+        factorize_blocks(model, same, uniform_ranks(model, 0.5))

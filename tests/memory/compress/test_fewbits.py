@@ -10,7 +10,7 @@ import torch
 
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.memory.compress.allocation import alike, judge, shares
-from thesis_lib.memory.compress.blockwise import matrices, quantise_model
+from thesis_lib.memory.compress.blockwise import matrices, quantize_model
 from thesis_lib.memory.compress.convert import write_bits
 from thesis_lib.memory.compress.fisher import output_factors
 from thesis_lib.memory.compress.gptq import Metric, gptq, whitening
@@ -65,7 +65,7 @@ def test_an_offer_without_a_rank_is_what_gptq_loses(model):
 
 
 def test_each_layer_is_calibrated_on_what_the_quantised_ones_hand_it(model):
-    twin, stored = quantise_model(model, WINDOWS, recipes(model, PLAIN))
+    twin, stored = quantize_model(model, WINDOWS, recipes(model, PLAIN))
     # Of a layer's first matrices the inputs are those in the finished copy; later ones
     # were calibrated before the earlier ones of their own layer were quantised.
     name = "2.self_attn.q_proj"
@@ -83,7 +83,7 @@ def test_each_layer_is_calibrated_on_what_the_quantised_ones_hand_it(model):
 def test_a_written_checkpoint_streams_to_the_logits_of_the_copy(
     folder, model, recipe, tmp_path, monkeypatch
 ):
-    twin, stored = quantise_model(model, WINDOWS, recipes(model, recipe))
+    twin, stored = quantize_model(model, WINDOWS, recipes(model, recipe))
     inner = {name.partition(".")[2]: recipe for name in stored}
     said = write_bits(folder, tmp_path / "out", inner, lambda: stored)
     dense = sum(layer.weight.nbytes for layer in matrices(model).values())
@@ -110,12 +110,12 @@ def test_a_written_checkpoint_streams_to_the_logits_of_the_copy(
 
 def test_what_cannot_be_compressed_is_refused(folder, model, tmp_path):
     with pytest.raises(InvalidInput, match=r"24 tokens is too short .* at least 80"):
-        quantise_model(model, WINDOWS[:1], recipes(model, PLAIN))
+        quantize_model(model, WINDOWS[:1], recipes(model, PLAIN))
     broken = copy.deepcopy(model)
     matrices(broken)["1.mlp.up_proj"].weight.data[3, 4] = float("nan")
     with pytest.raises(InvalidInput, match=r"1\.mlp\.up_proj\.weight holds weights"):
-        quantise_model(broken, WINDOWS, recipes(model, PLAIN))
-    _, stored = quantise_model(model, WINDOWS, recipes(model, PLAIN))
+        quantize_model(broken, WINDOWS, recipes(model, PLAIN))
+    _, stored = quantize_model(model, WINDOWS, recipes(model, PLAIN))
     inner = {name.partition(".")[2]: PLAIN for name in stored}
     tiny.write(tmp_path / "single", dtype=torch.float32)
     with pytest.raises(InvalidInput, match=r"stored as F32: expected .* bfloat16"):

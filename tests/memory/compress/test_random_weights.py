@@ -18,7 +18,7 @@ from thesis_book.__main__ import app
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.memory.compress import random_weights
 from thesis_lib.memory.compress.convert import convert
-from thesis_lib.memory.compress.random_weights import gaussian, synthesise
+from thesis_lib.memory.compress.random_weights import gaussian, synthesize
 from thesis_lib.memory.formats.base import find_format, words
 from thesis_lib.memory.model import checkpoint, spec
 from thesis_lib.memory.model.checkpoint import NON_LAYER, split_name
@@ -44,7 +44,7 @@ def everything(folder):
 
 @pytest.mark.parametrize("tiny", [TINY, MISTRAL, OPT], ids=lambda tiny: tiny.name)
 def test_transformers_loads_what_was_written(tmp_path, tiny):
-    said = synthesise(tiny, tmp_path / "model", seed=3)
+    said = synthesize(tiny, tmp_path / "model", seed=3)
     with quiet():
         model, report = AutoModelForCausalLM.from_pretrained(
             tmp_path / "model", output_loading_info=True
@@ -69,8 +69,8 @@ def test_transformers_loads_what_was_written(tmp_path, tiny):
 
 
 def test_linked_layers_are_read_under_their_own_numbers(tmp_path):
-    said = synthesise(TINY, tmp_path / "linked", distinct_layers=3, seed=1)
-    whole = synthesise(TINY, tmp_path / "whole", seed=1)
+    said = synthesize(TINY, tmp_path / "linked", distinct_layers=3, seed=1)
+    whole = synthesize(TINY, tmp_path / "whole", seed=1)
     assert said["bytes"] == whole["bytes"] > said["distinct_bytes"]
     linked, full = everything(tmp_path / "linked"), everything(tmp_path / "whole")
     assert linked[:4] == full[:4]  # a layer depends on its number alone
@@ -85,10 +85,10 @@ def test_the_same_seed_gives_the_same_bytes_for_any_number_of_threads(
     tmp_path, monkeypatch
 ):
     monkeypatch.setattr(random_weights, "_BLOCK", 1000)
-    synthesise(TINY, tmp_path / "a", seed=5)
+    synthesize(TINY, tmp_path / "a", seed=5)
     monkeypatch.setattr(random_weights, "_THREADS", 1)
-    synthesise(TINY, tmp_path / "b", seed=5, layers=2)
-    synthesise(TINY, tmp_path / "c", seed=6, layers=2)
+    synthesize(TINY, tmp_path / "b", seed=5, layers=2)
+    synthesize(TINY, tmp_path / "c", seed=6, layers=2)
     a, b, c = (everything(tmp_path / name) for name in "abc")
     assert a[:3] == b
     drawn = [layer["mlp.up_proj.weight"] for layer in c[1:]]
@@ -98,8 +98,8 @@ def test_the_same_seed_gives_the_same_bytes_for_any_number_of_threads(
 @pytest.mark.parametrize("kind", words().values())
 def test_random_weights_are_the_dense_ones_converted(tmp_path, kind):
     square = replace(TINY, intermediate=128)  # what fills the blocks of NF4
-    dense = synthesise(square, tmp_path / "dense", seed=2)
-    packed = synthesise(
+    dense = synthesize(square, tmp_path / "dense", seed=2)
+    packed = synthesize(
         square, tmp_path / "packed", seed=2, kind=kind, distinct_layers=3
     )
     convert(tmp_path / "dense", tmp_path / "after", find_format(kind))
@@ -133,7 +133,7 @@ def test_weights_follow_the_normal_law():
 )
 def test_numbers_out_of_range_are_refused(tmp_path, options, message):
     with pytest.raises(InvalidInput, match=message):
-        synthesise(TINY, tmp_path / "model", **options)
+        synthesize(TINY, tmp_path / "model", **options)
     assert not list(tmp_path.iterdir())
 
 
@@ -149,7 +149,7 @@ def test_a_target_that_exists_and_a_full_disk_are_refused(tmp_path, monkeypatch)
         if out == "model":
             monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage)
         with pytest.raises(InvalidInput, match=message):
-            synthesise(model, tmp_path / out)
+            synthesize(model, tmp_path / out)
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
 
 
@@ -162,25 +162,25 @@ def test_a_run_that_fails_leaves_nothing_and_one_that_was_killed_is_no_obstacle(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        synthesise(TINY, tmp_path / "model", progress=stop)
+        synthesize(TINY, tmp_path / "model", progress=stop)
     assert not list(tmp_path.iterdir())
     (tmp_path / ".model.partial").mkdir()
     (tmp_path / ".model.partial" / "layer-0000.safetensors").write_bytes(b"half")
-    synthesise(TINY, tmp_path / "model")
+    synthesize(TINY, tmp_path / "model")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_two_runs_do_not_write_one_folder(tmp_path):
     def again(done, total):
         with pytest.raises(InvalidInput, match="another run is writing"):
-            synthesise(TINY, tmp_path / "model")
+            synthesize(TINY, tmp_path / "model")
 
-    synthesise(TINY, tmp_path / "model", progress=again)
+    synthesize(TINY, tmp_path / "model", progress=again)
     assert len(everything(tmp_path / "model")) == 5
 
 
 def test_a_link_that_was_replaced_by_another_layer_is_refused(tmp_path):
-    synthesise(TINY, tmp_path / "model", distinct_layers=2)
+    synthesize(TINY, tmp_path / "model", distinct_layers=2)
     (tmp_path / "model" / "layer-0003.safetensors").unlink()
     os.link(
         tmp_path / "model" / "layer-0000.safetensors",

@@ -38,7 +38,7 @@ def tail(parts, rank):
     return norm(parts.values[rank:])
 
 
-def factorise(model, ratio, grams=None, names=None):
+def factorize(model, ratio, grams=None, names=None):
     parts = decompose_layers(model, grams, names)
     return with_ranks(model, parts, uniform_ranks(model, ratio, names))
 
@@ -173,7 +173,7 @@ def test_layers_share_the_gram_of_an_input_that_nobody_changes(in_place):
 def test_a_copy_holds_at_most_the_ratio_and_leaves_the_model_as_it_was(ratio):
     model = network()
     with checks.unchanged(model):
-        twin = factorise(model, ratio)
+        twin = factorize(model, ratio)
     for layer, dense in ((twin[0], model[0]), (twin[2], model[2])):
         held = layer.left.numel() + layer.right.numel()
         assert held <= ratio * dense.weight.numel()
@@ -199,12 +199,12 @@ def test_a_copy_holds_at_most_the_ratio_and_leaves_the_model_as_it_was(ratio):
         (lambda: rank_for_ratio(576, 576, 0.0), "ratio=0 must lie in"),
         (lambda: break_even_rank(0, 3), "0 x 3 matrix is empty"),
         (lambda: rank_for_energy([3.0, 2.0], 1.1), "energy=1.1 must lie in"),
-        (lambda: factorise(network(), -0.5), r"must lie in \(0, 1\]"),
-        (lambda: factorise(network(), 1.5), r"must lie in \(0, 1\]"),
-        (lambda: factorise(network(), 0.5, {"0": np.eye(24)}), "no entry for 2"),
-        (lambda: factorise(network(), 0.5, names=["layer9"]), "layer9"),
+        (lambda: factorize(network(), -0.5), r"must lie in \(0, 1\]"),
+        (lambda: factorize(network(), 1.5), r"must lie in \(0, 1\]"),
+        (lambda: factorize(network(), 0.5, {"0": np.eye(24)}), "no entry for 2"),
+        (lambda: factorize(network(), 0.5, names=["layer9"]), "layer9"),
         (
-            lambda: factorise(network(), 0.5, {"0": np.zeros((24, 24))}, ["0"]),
+            lambda: factorize(network(), 0.5, {"0": np.zeros((24, 24))}, ["0"]),
             "^0: gram has eigenvalues",
         ),
         (lambda: gram_matrices(network(), []), "at least one batch"),

@@ -48,11 +48,11 @@ def owned(**changes):
 
 
 def test_owning_is_capital_by_the_month_and_energy_by_the_token():
-    machine, tokens_per_s, utilisation = owned(), 4.0, 0.25
-    tokens = tokens_per_s * 3600 * HOURS_PER_MONTH * utilisation
-    kwh = 0.35 * 1.2 * HOURS_PER_MONTH * utilisation
+    machine, tokens_per_s, utilization = owned(), 4.0, 0.25
+    tokens = tokens_per_s * 3600 * HOURS_PER_MONTH * utilization
+    kwh = 0.35 * 1.2 * HOURS_PER_MONTH * utilization
     expected = (2000 / 36 + kwh * 0.2) / tokens * 1e6
-    found = machine.usd_per_million_tokens(tokens_per_s, utilisation)
+    found = machine.usd_per_million_tokens(tokens_per_s, utilization)
     assert found == pytest.approx(expected)
     bill = machine.bill(tokens_per_s)
     assert bill.usd(tokens) == pytest.approx(expected * tokens / 1e6)
@@ -62,14 +62,14 @@ positive = st.floats(1e-3, 1e3)
 
 
 @given(positive, positive, st.floats(0.01, 1), st.floats(1.01, 10))
-def test_cost_falls_in_utilisation_and_in_throughput(usd, rate, utilisation, factor):
+def test_cost_falls_in_utilisation_and_in_throughput(usd, rate, utilization, factor):
     machine = owned(capex_usd=usd)
     for cost in (
         lambda r, u: usd_per_million_tokens(usd, r, u),
         machine.usd_per_million_tokens,
     ):
-        assert cost(rate * factor, utilisation) < cost(rate, utilisation)
-        assert cost(rate, utilisation) < cost(rate, utilisation / factor)
+        assert cost(rate * factor, utilization) < cost(rate, utilization)
+        assert cost(rate, utilization) < cost(rate, utilization / factor)
 
 
 @pytest.mark.parametrize("tokens_per_s", [0.2, 5.0])
@@ -153,7 +153,7 @@ def test_an_array_of_inputs_costs_what_each_of_them_does():
         ),
     ):
         assert together.tolist() == [one(0), one(1)]
-    with pytest.raises(InvalidInput, match=r"utilisation=1\.1"):
+    with pytest.raises(InvalidInput, match=r"utilization=1\.1"):
         usd_per_million_tokens(0.4, rates, np.array([0.2, 1.1]))
     with pytest.raises(InvalidInput, match="months=0 "):
         owned(months=np.array([36.0, 0.0]))

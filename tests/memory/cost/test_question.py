@@ -34,7 +34,7 @@ def answer(gpu="rtx-3090", override=None, **asked):
 
 def test_the_summary_adds_up():
     rent = PRICES["rtx-3090"]
-    found = answer(tokens_per_s=0.8, utilisation=0.5)
+    found = answer(tokens_per_s=0.8, utilization=0.5)
     usd = found["usd_per_million_tokens"]
     assert usd == usd_per_million_tokens(rent.value, 0.8, 0.5)
     owned = workstation(PRICES, QUANTITIES, 64)
@@ -44,7 +44,7 @@ def test_the_summary_adds_up():
     assert found["owned_usd"] == owned.capex_usd
     assert found["usd_per_million_interval"] is found["break_even_interval"] is None
     assert found["price_status"] == rent.status
-    dear = answer(tokens_per_s=0.8, utilisation=0.5, override={"rtx-3090": 39.0})
+    dear = answer(tokens_per_s=0.8, utilization=0.5, override={"rtx-3090": 39.0})
     assert dear["usd_per_million_tokens"] == pytest.approx(39.0 / rent.value * usd)
     never = answer(tokens_per_s=0.8, override={"rtx-3090": 0.01})
     assert never["break_even_tokens"] is None
@@ -106,7 +106,7 @@ def test_the_command_and_the_chapter_price_the_same_machines_alike():
         method = Method(name, kind, batch=batch)
         spec = geometry("llama-65b")
         made = deployment.predict(spec, method, mix, "rtx-3090", CARD, 1, link)
-        usd = table([made], PRICES, mix, chapter["utilisation"])
+        usd = table([made], PRICES, mix, chapter["utilization"])
         found = answer(weights=name, batch=batch)
         assert found["usd_per_million_tokens"] == usd.usd_per_million.item()
         assert found["streamed_layers"] == made.streamed_layers > 0
@@ -128,7 +128,7 @@ def test_a_reserved_machine_is_compared_by_the_month():
         ({"tokens_per_s": 1.0, "between": (1.1, 2.0)}, "tokens_per_s=1 from"),
         ({"between": (1.0, 2.0)}, "needs the rate"),
         ({"tokens_per_s": 1.0, "weights": "nf4"}, "say what a rate is predicted for"),
-        ({"tokens_per_s": 1.0, "utilisation": 0.0}, "utilisation=0"),
+        ({"tokens_per_s": 1.0, "utilization": 0.0}, "utilization=0"),
         ({"gpu": "cpu-2-cores"}, "no data sheet is known for cpu-2-cores"),
         ({"model": "llama-66b"}, "model='llama-66b'"),
         ({"weights": "int4"}, "weights='int4'"),

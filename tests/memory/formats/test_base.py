@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.memory.compress.convert import compress_checkpoint, convert
-from thesis_lib.memory.compress.random_weights import synthesise
+from thesis_lib.memory.compress.random_weights import synthesize
 from thesis_lib.memory.formats import base
 from thesis_lib.memory.formats.base import (
     PackedLinear,
@@ -95,7 +95,7 @@ def test_commands_and_geometries_know_a_new_format_by_its_word(tmp_path, steps):
     )
     assert said["bytes_after"] < said["bytes_before"]
     spec = ModelSpec("tiny", 4, 64, 96, 4, 2, 16, 100, tied=False)
-    synthesise(spec, tmp_path / "random", kind="steps")
+    synthesize(spec, tmp_path / "random", kind="steps")
     predicted = plan(
         spec, Machine(least_device_bytes(spec, kind="steps"), 1e9), kind="steps"
     )

@@ -11,11 +11,7 @@ PARTS = 3  # chunks of a read, which land in any order
 
 
 class Schedule:
-    """Reads that land late, early, in pieces and out of order, as a seed says.
-
-    A buffer is a list of parts. A chunk of a read in flight may land at any moment at
-    which anything happens, and the rest of a read lands when it is waited for.
-    """
+    """Reads that land late, early, in pieces and out of order, as a seed determines."""
 
     def __init__(self, seed):
         self.draw = random.Random(seed)

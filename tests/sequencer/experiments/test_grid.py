@@ -57,7 +57,7 @@ def halved():
 
 def test_a_report_counts_what_happened(halved):
     trace, history = halved
-    made = metrics.summarise(trace, history)
+    made = metrics.summarize(trace, history)
     assert made.arrived == 900
     assert made.dropped == 0.5
     assert made.violations == pytest.approx(made.late + made.dropped)
@@ -77,7 +77,7 @@ def test_a_report_counts_what_happened(halved):
     assert made.dropped <= made.cost <= made.violations
     none = np.empty(0)
     nothing = replay(trace, none.astype(int), none, cores=4, slo_s=4e-3)
-    empty = metrics.summarise(trace, nothing)
+    empty = metrics.summarize(trace, nothing)
     assert empty.wasted == 0.0
     assert np.isnan(empty.lenient)
 
@@ -380,12 +380,12 @@ def test_crowded_numbers_are_the_extremes():
 # --- A trace of the user's own -------------------------------------------------
 
 
-def summarised(trace, name, estimated_s, cores, slo_s):
+def summarized(trace, name, estimated_s, cores, slo_s):
     given = named_policy(name, slo_s=slo_s, cores=cores)
     history = simulate(
         trace, given, estimated_s, SystemConfig(cores=cores, slo_s=slo_s)
     )
-    return metrics.summarise(trace, history)
+    return metrics.summarize(trace, history)
 
 
 @pytest.mark.parametrize("policy", ["fifo", "bid-price", "hybrid"])
@@ -395,7 +395,7 @@ def test_a_trace_is_replayed_with_the_arrivals_that_it_has(policy):
         policy, trace=trace, estimator="oracle", cores=3, slo_s=8e-3, seeds=3
     )
     begun = replace(trace, arrival_s=trace.arrival_s - trace.arrival_s[0])
-    expected = summarised(begun, policy, trace.service_s, 3, 8e-3)
+    expected = summarized(begun, policy, trace.service_s, 3, 8e-3)
     assert 0.01 < expected.violations < 0.99
     assert said["violations"] == expected.violations
     assert said["p999_s"] == pytest.approx(expected.p999_s, abs=1e-9)
@@ -434,7 +434,7 @@ def test_an_estimator_is_judged_on_what_came_after_its_past(estimator):
     said = cell_of("bid-price", trace=trace, estimator=estimator, slo_s=9e-3)
     past, future = trace.split(0.5)
     estimated_s = configuration.learned_estimate(estimator, past)(future, 0)
-    expected = summarised(future, "bid-price", estimated_s, 4, 9e-3)
+    expected = summarized(future, "bid-price", estimated_s, 4, 9e-3)
     assert said["violations"] == expected.violations
     assert (said["fitted_on"], said["transactions"], said["seeds"]) == (500, 500, 1)
 

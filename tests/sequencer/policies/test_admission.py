@@ -8,7 +8,7 @@ from thesis_lib.sequencer.core.events import Delays, idle_state
 from thesis_lib.sequencer.core.observed import commit, dispatch
 from thesis_lib.sequencer.core.trace import KeySets, Trace
 from thesis_lib.sequencer.experiments.configuration import SimulationConfig
-from thesis_lib.sequencer.experiments.metrics import summarise
+from thesis_lib.sequencer.experiments.metrics import summarize
 from thesis_lib.sequencer.policies.admission import (
     FAR,
     BidPriceParameters,
@@ -290,7 +290,7 @@ def test_a_gap_bounds_how_much_more_one_group_is_violated(gap):
 
     def spread(**options):
         history = run(trace, 1e3 * cell.slo_s, cell.cores, **options)
-        by_kind = summarise(trace, history).violations_by_kind
+        by_kind = summarize(trace, history).violations_by_kind
         return max(by_kind.values()) - min(by_kind.values())
 
     assert spread() > 0.25

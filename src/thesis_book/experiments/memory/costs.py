@@ -60,7 +60,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Return times, rate and costs at `values`, the inputs: numbers or arrays (n,).
 
-    `utilisation` is of the hours paid for, those of rent and those of the owned machine
+    `utilization` is of the hours paid for, those of rent and those of the owned machine
     alike.
     """
     timing = configuration.timing_over(values["link_gb_per_s"] * 1e9)
@@ -137,7 +137,7 @@ def table(
     configurations: Iterable[Configuration],
     prices: Mapping[str, Quantity],
     mix: Mix,
-    utilisation: float = 1.0,
+    utilization: float = 1.0,
     measured: Mapping[str, tuple[str, Interval]] | None = None,
 ) -> pd.DataFrame:
     """Return a row a configuration: its times, its rate and what a million tokens cost.
@@ -153,7 +153,7 @@ def table(
             "machine": f"{count} × {item}",
             "tokens_per_s": rate,
             "usd_per_hour": hourly,
-            "usd_per_million": usd_per_million_tokens(hourly, rate, utilisation),
+            "usd_per_million": usd_per_million_tokens(hourly, rate, utilization),
         }
 
     rows: dict[str, dict[str, Any]] = {}

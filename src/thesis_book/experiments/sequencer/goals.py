@@ -556,7 +556,7 @@ def windows(
     return grid.run_points(measure, [(at,) for at in range(number)]).astype(int)
 
 
-def summarise_windows(solved: dict[str, pd.DataFrame]) -> pd.DataFrame:
+def summarize_windows(solved: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """Totals of `windows` by name: how many, how many solved, then violations."""
     rows = {
         name: {

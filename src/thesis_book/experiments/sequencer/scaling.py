@@ -22,7 +22,7 @@ from thesis_lib.common.errors import require
 from thesis_lib.sequencer.core.trace import F64
 from thesis_lib.sequencer.experiments import grid
 from thesis_lib.sequencer.experiments.configuration import NOISY, SimulationConfig
-from thesis_lib.sequencer.experiments.metrics import summarise
+from thesis_lib.sequencer.experiments.metrics import summarize
 from thesis_lib.sequencer.workload.scenarios import SCENARIOS, scenario
 
 COST_MEAN_S, COST_P99_S = 10e-6, 25e-6  # goal: estimate and decision, a transaction
@@ -129,7 +129,7 @@ def weak_scaling(
 def _measures(
     work: Partitioned, result: PartitionedHistory, saturation_per_s: float
 ) -> dict[str, float]:
-    report = summarise(work.trace, result.history)
+    report = summarize(work.trace, result.history)
     full_per_s = work.partitions * saturation_per_s
     aside_s = (result.ready_s - result.read_s)[~np.isnan(result.read_s)]
     violated = result.history.violated[work.crosses]

@@ -2,8 +2,8 @@
 
 A layer behind compressed ones no longer sees the inputs that it was calibrated on.
 `walk_blocks` takes a decoder apart and runs its layers in order; whoever replaces the
-weights of one decides what reaches the next. `factorise_blocks` puts calibrated factors
-of low rank in their place, and trains them where it is asked to; `quantise_model` puts
+weights of one decides what reaches the next. `factorize_blocks` puts calibrated factors
+of low rank in their place, and trains them where it is asked to; `quantize_model` puts
 the weights of few bits there that GPTQ leaves.
 """
 
@@ -179,7 +179,7 @@ class _Reached(Exception):
 
 
 @torch.no_grad()
-def quantise_model(
+def quantize_model(
     model: nn.Module,
     windows: Tensor,
     recipes: Mapping[str, LowBitConfig],
@@ -237,7 +237,7 @@ class Refinement:
 
 
 @torch.no_grad()
-def factorise_blocks(
+def factorize_blocks(
     model: nn.Module,
     windows: Tensor,
     ranks: Mapping[str, int | None],
@@ -346,8 +346,8 @@ def _refine(block: Block, targets: list[Tensor], how: Refinement) -> None:
     scale = judged / before if before > 0 else 1.0
     # Steps are smaller than the steps of bfloat16: they add up in float32.
     masters = [p.detach().float().clone() for p in parameters]
-    optimiser = torch.optim.Adam(masters, lr=how.rate, betas=(0.9, 0.95))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, how.steps)
+    optimizer = torch.optim.Adam(masters, lr=how.rate, betas=(0.9, 0.95))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, how.steps)
     draw = torch.Generator().manual_seed(how.seed)
     _let_train(parameters, True)
     for _ in range(how.steps):
@@ -355,7 +355,7 @@ def _refine(block: Block, targets: list[Tensor], how: Refinement) -> None:
         gradients = torch.autograd.grad(scale * error(at), parameters)
         for master, gradient in zip(masters, gradients, strict=True):
             master.grad = gradient.float()
-        optimiser.step()
+        optimizer.step()
         schedule.step()
         _assign(parameters, masters)
     _let_train(parameters, False)

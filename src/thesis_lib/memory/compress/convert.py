@@ -16,9 +16,9 @@ from thesis_lib.common.errors import choice, read_object, require, require_count
 from thesis_lib.common.files import data_folder
 from thesis_lib.memory.compress.allocation import allocate_ranks, spectra
 from thesis_lib.memory.compress.blockwise import (
-    factorise_blocks,
+    factorize_blocks,
     matrices,
-    quantise_model,
+    quantize_model,
     require_calibratable,
 )
 from thesis_lib.memory.compress.fisher import both_factors, output_factors, per_token
@@ -164,7 +164,7 @@ def write_factors(
 ) -> dict[str, Any]:
     """Write `model`, factors of the checkpoint `folder`, into the new folder `out`.
 
-    `model` is what `with_ranks` or `factorise_blocks` made of the checkpoint: its
+    `model` is what `with_ranks` or `factorize_blocks` made of the checkpoint: its
     layers are written, everything outside them is copied. As `convert`, and raises
     InvalidInput for weights that are not finite.
     """
@@ -189,21 +189,21 @@ def write_bits(
     folder: Path | str,
     out: Path | str,
     recipes: Mapping[str, LowBitConfig],
-    quantise: Callable[[], Mapping[str, CompensatedMatrix]],
+    quantize: Callable[[], Mapping[str, CompensatedMatrix]],
 ) -> dict[str, Any]:
     """Write the checkpoint `folder` with matrices in few bits into the new `out`.
 
-    `recipes` are by the names of matrices in a layer, such as `mlp.up_proj`; `quantise`
+    `recipes` are by the names of matrices in a layer, such as `mlp.up_proj`; `quantize`
     finds what is stored of each, by names such as `0.mlp.up_proj`. As `convert`, and
     raises InvalidInput for a checkpoint that is not in bfloat16.
     """
-    quantised = cache(quantise)
+    quantized = cache(quantize)
 
     def encode(layer: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return stored_tensors(
             layer,
             tensors,
-            lambda name, _: bitplanes.pack(quantised()[f"{layer}.{name}"]),
+            lambda name, _: bitplanes.pack(quantized()[f"{layer}.{name}"]),
         )
 
     return convert(folder, out, LowBit(bitplanes.format_layout(recipes)), encode=encode)
@@ -301,23 +301,23 @@ def write_compressed(
         longest = min(CONTEXT, getattr(config, "max_position_embeddings", CONTEXT))
         windows = _calibration(folder, text, longest, WINDOWS, "spread")
         model = load_resident(folder)
-        factored = _factorise(model, windows, wish.rank_ratio, progress)
+        factored = _factorize(model, windows, wish.rank_ratio, progress)
         return write_factors(folder, out, factored)
     recipe = LowBitConfig(Grid(wish.bits or 0, wish.group), wish.correction_rank)
     context = min(context, getattr(config, "max_position_embeddings", None) or context)
     count = max(CALIBRATION_TOKENS // context, 1)
     windows = _calibration(folder, text, context, count, "grid")
 
-    def quantise() -> Mapping[str, CompensatedMatrix]:
+    def quantize() -> Mapping[str, CompensatedMatrix]:
         model = load_resident(folder, torch.bfloat16)
         require_calibratable(model, windows)
         factors = output_factors(model, windows, "empirical") if recipe.rank else None
         every = dict.fromkeys(matrices(model), recipe)
-        return quantise_model(model, windows, every, factors, progress=progress)[1]
+        return quantize_model(model, windows, every, factors, progress=progress)[1]
 
     names = [p.name for p in placed if is_matrix(p.name, p.shape)]
     recipes = {name.removesuffix(".weight"): recipe for name in names}
-    return write_bits(folder, out, recipes, quantise)
+    return write_bits(folder, out, recipes, quantize)
 
 
 def _calibration(
@@ -329,7 +329,7 @@ def _calibration(
     return windows
 
 
-def _factorise(
+def _factorize(
     model: nn.Module, windows: Tensor, ratio: float, progress: Progress | None
 ) -> nn.Module:
     """A copy with factors that keep `ratio` of the entries of all matrices together."""
@@ -338,7 +338,7 @@ def _factorise(
     factors = per_token(sums, windows.numel())
     parts = decompose_layers(model, grams, output_factors=factors)
     ranks = allocate_ranks(spectra(model, parts), ratio)
-    return factorise_blocks(model, windows, ranks, factors, progress=progress)
+    return factorize_blocks(model, windows, ranks, factors, progress=progress)
 
 
 def compress_checkpoint(

@@ -20,7 +20,7 @@ from thesis_lib.memory.formats.low_bit import (
     CompensatedMatrix,
     Grid,
     LowBitConfig,
-    QuantisedMatrix,
+    QuantizedMatrix,
 )
 
 DAMPING = 0.01  # of the mean of the Gram's diagonal, added to it
@@ -78,7 +78,7 @@ def whitening(gram: ArrayLike, group: int) -> Whitening:
     return Whitening(order, group, root, np.ascontiguousarray(inverse))
 
 
-def round_to_nearest(weight: ArrayLike, grid: Grid) -> QuantisedMatrix:
+def round_to_nearest(weight: ArrayLike, grid: Grid) -> QuantizedMatrix:
     """Every weight to its nearest level, the largest of its group to the last one."""
     matrix = _checked(weight, grid)
     m, n = matrix.shape
@@ -86,10 +86,10 @@ def round_to_nearest(weight: ArrayLike, grid: Grid) -> QuantisedMatrix:
     scales = _bfloat16(np.abs(blocks).max(axis=-1) / grid.middle)
     steps = np.where(scales > 0, scales, 1)[..., None]
     codes = np.clip(np.rint(blocks / steps + grid.middle), 0, 2 * grid.middle)
-    return QuantisedMatrix(grid, codes.astype(np.uint8).reshape(m, n), scales)
+    return QuantizedMatrix(grid, codes.astype(np.uint8).reshape(m, n), scales)
 
 
-def gptq(weight: ArrayLike, whitened: Whitening, grid: Grid) -> QuantisedMatrix:
+def gptq(weight: ArrayLike, whitened: Whitening, grid: Grid) -> QuantizedMatrix:
     """Round input by input, the error of each made good by those that follow.
 
     Frantar et al., GPTQ, ICLR 2023: V⁻¹ is the Cholesky factor of the inverse Gram that
@@ -120,7 +120,7 @@ def gptq(weight: ArrayLike, whitened: Whitening, grid: Grid) -> QuantisedMatrix:
         scales[:, whitened.order[start] // grid.group] = chosen
     unordered = np.empty_like(codes)
     unordered[:, whitened.order] = codes
-    return QuantisedMatrix(grid, unordered, scales)
+    return QuantizedMatrix(grid, unordered, scales)
 
 
 def _checked(weight: ArrayLike, grid: Grid) -> F64:
@@ -239,7 +239,7 @@ def correct(
         if number > 0:
             rest = matrix - left.restore().T @ right.restore()
             base = gptq(rest, metric.inputs, recipe.grid)
-        left, right = quantised_factors(matrix - base.restore(), metric, recipe)
+        left, right = quantized_factors(matrix - base.restore(), metric, recipe)
         tried = CompensatedMatrix(base, left, right)
         loss = metric.loss(matrix - tried.restore())
         if loss >= least:
@@ -248,15 +248,15 @@ def correct(
     return best
 
 
-def _zeros(grid: Grid, m: int, n: int) -> QuantisedMatrix:
-    return QuantisedMatrix(
+def _zeros(grid: Grid, m: int, n: int) -> QuantizedMatrix:
+    return QuantizedMatrix(
         grid, np.zeros((m, n), np.uint8), np.zeros((m, n // grid.group))
     )
 
 
-def quantised_factors(
+def quantized_factors(
     error: F64, metric: Metric, recipe: LowBitConfig
-) -> tuple[QuantisedMatrix, QuantisedMatrix]:
+) -> tuple[QuantizedMatrix, QuantizedMatrix]:
     """The best factors of an error (m, n), both rounded: Lᵀ (r, m) and R (r, n).
 
     R is the best one for L as it was rounded.

@@ -40,7 +40,7 @@ _BLOCK = 4 * MiB  # weights drawn from one generator
 _THREADS = os.cpu_count() or 1
 
 
-def synthesise(
+def synthesize(
     model: ModelSpec | str,
     out: Path | str,
     distinct_layers: int | None = None,
@@ -65,10 +65,10 @@ def synthesise(
     Raises InvalidInput for an unknown geometry, for numbers out of range, for a target
     that exists and, before anything is written, for a disk that is too small.
 
-    >>> from thesis_lib.memory import ModelSpec, synthesise
+    >>> from thesis_lib.memory import ModelSpec, synthesize
     >>> spec = ModelSpec("tiny", layers=2, hidden=64, intermediate=128, heads=4,
     ...                  kv_heads=2, head_dim=16, vocab=256, tied=True)
-    >>> synthesise(spec, folder / "tiny")["layers"]
+    >>> synthesize(spec, folder / "tiny")["layers"]
     2
     """
     require_count("seed", seed, 0)

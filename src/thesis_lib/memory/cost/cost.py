@@ -77,17 +77,17 @@ class Timing:
 
 
 def usd_per_million_tokens(
-    usd_per_hour: Amount, tokens_per_s: Amount, utilisation: Amount = 1.0
+    usd_per_hour: Amount, tokens_per_s: Amount, utilization: Amount = 1.0
 ) -> Any:
     """Dollars per million tokens on a machine that is paid by the hour.
 
-    `utilisation` is the share of the paid hours in which tokens are made, at
+    `utilization` is the share of the paid hours in which tokens are made, at
     `tokens_per_s`. Raises InvalidInput for a utilisation outside (0, 1] and for a
     price or rate that is not positive.
     """
     _require_positive(tokens_per_s=tokens_per_s, usd_per_hour=usd_per_hour)
-    _require_share(utilisation)
-    return usd_per_hour / (3600 * tokens_per_s * utilisation) * 1e6
+    _require_share(utilization)
+    return usd_per_hour / (3600 * tokens_per_s * utilization) * 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +114,13 @@ class Bill:
 
 
 def metered_bill(
-    usd_per_hour: float, tokens_per_s: float, utilisation: float = 1.0
+    usd_per_hour: float, tokens_per_s: float, utilization: float = 1.0
 ) -> Bill:
     """Rent by the hour for the hours in use: nothing is due in an idle month.
 
     As many such machines can be rented as the tokens need.
     """
-    return Bill(0.0, usd_per_million_tokens(usd_per_hour, tokens_per_s, utilisation))
+    return Bill(0.0, usd_per_million_tokens(usd_per_hour, tokens_per_s, utilization))
 
 
 def reserved_bill(usd_per_hour: float, tokens_per_s: float) -> Bill:
@@ -190,12 +190,12 @@ class Owned:
         return self.energy_usd_per_hour / (3600 * tokens_per_s) * 1e6
 
     def usd_per_million_tokens(
-        self, tokens_per_s: Amount, utilisation: Amount = 1.0
+        self, tokens_per_s: Amount, utilization: Amount = 1.0
     ) -> Any:
         """Dollars per million tokens: capital by the month, energy by the token."""
         _require_positive(tokens_per_s=tokens_per_s)
-        _require_share(utilisation)
-        per_hour = self.capital_usd_per_hour / utilisation + self.energy_usd_per_hour
+        _require_share(utilization)
+        per_hour = self.capital_usd_per_hour / utilization + self.energy_usd_per_hour
         return per_hour / (3600 * tokens_per_s) * 1e6
 
     def bill(self, tokens_per_s: float) -> Bill:
@@ -216,10 +216,10 @@ def _require_positive(**amounts: Amount) -> None:
         )
 
 
-def _require_share(utilisation: Amount) -> None:
-    least, most = np.min(utilisation), np.max(utilisation)
+def _require_share(utilization: Amount) -> None:
+    least, most = np.min(utilization), np.max(utilization)
     require(
         bool(least > 0 and most <= 1),
-        f"utilisation={least if least <= 0 else most:g} must lie in (0, 1]: the busy "
+        f"utilization={least if least <= 0 else most:g} must lie in (0, 1]: the busy "
         "share of paid hours",
     )

@@ -49,7 +49,7 @@ class Question:
     model: str = _PLANNED[0]
     weights: str = _PLANNED[1]
     batch: int = _PLANNED[2]
-    utilisation: float = 1.0
+    utilization: float = 1.0
 
     def __post_init__(self) -> None:
         require(
@@ -137,7 +137,7 @@ def summarize(
         "tokens_per_s": rented.value,
         "tokens_per_s_interval": None if sharp else [rented.low, rented.high],
         "basis": rates.basis,
-        "utilisation": question.utilisation,
+        "utilisation": question.utilization,
         "usd_per_hour": price.value,
         "owned_item": OWNED_CARD,
         "owned_usd": owned.capex_usd,
@@ -151,13 +151,13 @@ def _costs(
     question: Question, usd_per_hour: float, owned: Owned, rate: float, own: float
 ) -> dict[str, float]:
     """Both machines, rented at a rate and owned at its own; nan where that is none."""
-    usd = usd_per_million_tokens(usd_per_hour, rate, question.utilisation)
+    usd = usd_per_million_tokens(usd_per_hour, rate, question.utilization)
     even = own_usd = energy_usd = math.nan
     if math.isfinite(own):
         reserved = question.gpu.endswith(RESERVED)
         rent = reserved_bill(usd_per_hour, rate) if reserved else Bill(0.0, usd)
         even = break_even_tokens(owned.bill(own), rent)
-        own_usd = owned.usd_per_million_tokens(own, question.utilisation)
+        own_usd = owned.usd_per_million_tokens(own, question.utilization)
         energy_usd = owned.energy_usd_per_million(own)
     return {
         "usd_per_million": usd,

@@ -41,7 +41,7 @@ class Grid:
 
 
 @dataclass(frozen=True, slots=True)
-class QuantisedMatrix:
+class QuantizedMatrix:
     """Codes and scales of one matrix (m, n)."""
 
     grid: Grid
@@ -95,12 +95,12 @@ class LowBitConfig:
 class CompensatedMatrix:
     """Q + L R: codes of a matrix (m, n) and, with a rank r > 0, of its factors."""
 
-    base: QuantisedMatrix  # (m, n)
-    left: QuantisedMatrix | None = None  # (r, m), transposed
-    right: QuantisedMatrix | None = None  # (r, n)
+    base: QuantizedMatrix  # (m, n)
+    left: QuantizedMatrix | None = None  # (r, m), transposed
+    right: QuantizedMatrix | None = None  # (r, n)
 
     @property
-    def parts(self) -> dict[str, QuantisedMatrix]:
+    def parts(self) -> dict[str, QuantizedMatrix]:
         """What there is of Q, Lᵀ and R, by how names of its tensors begin."""
         parts = {"": self.base, "left_": self.left, "right_": self.right}
         return {name: part for name, part in parts.items() if part is not None}

@@ -1,6 +1,6 @@
 """Fewer bits a weight with the kernels of bitsandbytes: int8, NF4 and FP4.
 
-`quantise` puts their layers in the place of a model's linear layers, in memory. `NF4`
+`quantize` puts their layers in the place of a model's linear layers, in memory. `NF4`
 and `Int8` store the same codes, so that a layer is read as its kernel wants it.
 """
 
@@ -45,7 +45,7 @@ def blockwise_error(weight: ArrayLike, bits: int) -> float:
 
     Blocks run along the rows of a matrix (m, n); n must be a multiple of 64.
     """
-    blocks = normalised_blocks(weight)
+    blocks = normalized_blocks(weight)
     top = 2 ** (bits - 1) - 1
     require(bits in BITS, f"bits={bits} must be one of 2, 3, 4, 8")
     scale = np.abs(np.asarray(weight, np.float64).reshape(-1, BLOCK)).max(axis=1)
@@ -53,7 +53,7 @@ def blockwise_error(weight: ArrayLike, bits: int) -> float:
     return float(np.linalg.norm(error) / np.linalg.norm(blocks * scale[:, None]))
 
 
-def normalised_blocks(weight: ArrayLike) -> F64:
+def normalized_blocks(weight: ArrayLike) -> F64:
     """Blocks of a matrix's rows over their largest magnitude, (blocks, 64).
 
     Blocks of zeros stay zero. Raises InvalidInput for rows that blocks do not tile.
@@ -89,7 +89,7 @@ def levels(kind: str) -> F64:
     return np.sort(book.double().numpy())
 
 
-def quantise(
+def quantize(
     model: nn.Module, kind: str, names: Iterable[str] | None = None
 ) -> nn.Module:
     """A copy of the model with its linear layers in int8, NF4 or FP4.
@@ -117,7 +117,7 @@ def quantise(
 def in_memory(
     dense: nn.Linear, kind: str, name: str = "a layer", double: bool = True
 ) -> Any:
-    """bitsandbytes' own layer of a weight, without its bias, as `quantise` says.
+    """bitsandbytes' own layer of a weight, without its bias, as `quantize` says.
 
     4-bit scales are quantised once more if `double`.
     """
@@ -213,7 +213,7 @@ def _four_bit(weight: Tensor, fill: Callable[..., None], codes: Tensor) -> Tenso
     book = _code_book()
     bounds = ((book[:-1] + book[1:]) / 2).numpy()  # nearest level; NF4 ascends
 
-    def quantise(start: int, stop: int) -> None:
+    def quantize(start: int, stop: int) -> None:
         blocks = weight[start:stop].float().view(stop - start, -1, BLOCK)
         largest = blocks.abs().amax(-1)
         absmax[start:stop] = largest
@@ -222,7 +222,7 @@ def _four_bit(weight: Tensor, fill: Callable[..., None], codes: Tensor) -> Tenso
         _nearest(blocks.view(-1, n).numpy(), inverse.numpy(), bounds, nibbles)
         fill(nibbles, codes[start:stop].numpy())
 
-    _by_rows(m, n, quantise)
+    _by_rows(m, n, quantize)
     return absmax
 
 
@@ -460,11 +460,11 @@ class Int8(_Packed):
         m, n = weight.shape
         codes, scales = torch.empty(m, n, dtype=torch.int8), torch.empty(m)
 
-        def quantise(start: int, stop: int) -> None:
+        def quantize(start: int, stop: int) -> None:
             rows = weight[start:stop].half()  # as bitsandbytes does first
             codes[start:stop], scales[start:stop], _ = (
                 bitsandbytes().functional.int8_vectorwise_quant(rows)
             )
 
-        _by_rows(m, n, quantise)
+        _by_rows(m, n, quantize)
         return codes, scales

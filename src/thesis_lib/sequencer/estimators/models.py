@@ -141,13 +141,13 @@ class Linear(Learned):
         ridge = _learner("linear_model", "Ridge")(alpha=self.penalty).fit(
             scaler.transform(features), np.log(service_s)
         )
-        self.centre, self.scale = np.asarray(scaler.mean_), np.asarray(scaler.scale_)
+        self.center, self.scale = np.asarray(scaler.mean_), np.asarray(scaler.scale_)
         self.slope, self.intercept = ridge.coef_, float(ridge.intercept_)
 
     def _predict(self, features: F64) -> F64:
         with np.errstate(over="ignore"):
-            standardised = (features - self.centre) / self.scale
-        log_s = self.intercept + np.clip(standardised, -1e100, 1e100) @ self.slope
+            standardized = (features - self.center) / self.scale
+        log_s = self.intercept + np.clip(standardized, -1e100, 1e100) @ self.slope
         return np.exp(np.clip(log_s, -FAR, FAR))
 
 
@@ -205,18 +205,18 @@ class Boosted(Learned):
 
     name = "boosted"
     rounds = 150
-    ensemble: Trees  # of the logarithm, less `centre`
+    ensemble: Trees  # of the logarithm, less `center`
 
     def _learn(self, trace: Trace, service_s: F64) -> None:
         log_s = np.log(service_s)
-        self.centre = float(log_s.mean())
+        self.center = float(log_s.mean())
         model = boosting(self.rounds, loss="squared_error")
         with one_thread():
-            model.fit(_known(trace, self.name), log_s - self.centre)
+            model.fit(_known(trace, self.name), log_s - self.center)
         self.ensemble = flatten(model)
 
     def _predict(self, features: F64) -> F64:
-        return np.exp(self.centre + self.ensemble.predict(features))
+        return np.exp(self.center + self.ensemble.predict(features))
 
     def predict_one(self, features: F64) -> float:
         """Seconds for one row of features (d,), as a sequencer asks: microseconds.
@@ -224,7 +224,7 @@ class Boosted(Learned):
         The last bit of the exponential may differ from that of `predict`.
         """
         self._names()
-        return exp(self.centre + self.ensemble.predict_one(features))
+        return exp(self.center + self.ensemble.predict_one(features))
 
 
 class Quantiles(Learned):
@@ -250,12 +250,12 @@ class Quantiles(Learned):
             f"least {enough} there for {LEVELS[-1]:.0%}",
         )
         log_s = np.log(_past(older))
-        self.centre = float(log_s.mean())
+        self.center = float(log_s.mean())
         self.ensembles = {}
         for level in LEVELS:
             model = boosting(self.rounds, loss="quantile", quantile=level)
             with one_thread():
-                model.fit(_known(older, self.name), log_s - self.centre)
+                model.fit(_known(older, self.name), log_s - self.center)
             self.ensembles[f"{level}"] = flatten(model)
         scores = np.log(_past(newer))[:, None] - self._raw(newer.features)
         self.spreads = np.diff(np.quantile(scores, [0.1, 0.9], axis=0), axis=0)[0]
@@ -271,7 +271,7 @@ class Quantiles(Learned):
     def _raw(self, features: F64) -> F64:
         """(b, levels) quantiles of the logarithm before calibration; they rise."""
         trees = self.ensembles.values()
-        raw = self.centre + np.column_stack([one.predict(features) for one in trees])
+        raw = self.center + np.column_stack([one.predict(features) for one in trees])
         return np.maximum.accumulate(raw, axis=1)
 
     def bounds(self, batch: Batch) -> F64:

@@ -20,7 +20,7 @@ from thesis_lib.sequencer.estimators.saved import is_file, load_estimator
 from thesis_lib.sequencer.experiments.metrics import (
     Report,
     counted,
-    summarise,
+    summarize,
     type_objectives_s,
 )
 from thesis_lib.sequencer.policies.parameters import Parameters
@@ -270,7 +270,7 @@ class SimulationConfig(SystemConfig):
         self, trace: Trace, policy: Policy, estimated_s: F64, load: float
     ) -> Report:
         """What a policy makes of a trace from `arrange`."""
-        return summarise(trace, self.history(trace, policy, estimated_s, load))
+        return summarize(trace, self.history(trace, policy, estimated_s, load))
 
     def by_type(self, factor: float) -> Self:
         """The same with `factor` times its median service time as each type's SLA.

@@ -216,9 +216,9 @@ def run_grid(
         replicate(config, policies, loads, seeds=seeds, seed=seed, bound=bound)
         for config in cases.values()
     ]
-    labelled = zip(cases, runs, strict=True)
+    labeled = zip(cases, runs, strict=True)
     return pd.concat(
-        [rows.assign(**{by: label}) for label, rows in labelled], ignore_index=True
+        [rows.assign(**{by: label}) for label, rows in labeled], ignore_index=True
     )
 
 
@@ -267,7 +267,7 @@ def ablation(
         for defect in ("", *Defects.names())
     }  # fmt: skip
 
-    def labelled(cut: bool) -> Policies:
+    def labeled(cut: bool) -> Policies:
         return {
             " ".join(variant): (policy, defects)
             for variant, defects in variants.items()
@@ -276,7 +276,7 @@ def ablation(
 
     runs = pd.concat(
         replicate(
-            config, labelled(cut), [load],
+            config, labeled(cut), [load],
             learned_estimate(estimator, cut_tail(past) if cut else past),
             seeds=seeds, seed=seed,
         )

@@ -64,11 +64,11 @@ def beside_measured(runs: pd.DataFrame, model: str = "simulated") -> pd.DataFram
     """
 
     def row(at: pd.DataFrame, *place: Any) -> dict[str, Any]:
-        measured, modelled = (at[c].to_numpy(np.float64) for c in ("measured", model))
-        error = mean_interval(modelled - measured)
+        measured, modeled = (at[c].to_numpy(np.float64) for c in ("measured", model))
+        error = mean_interval(modeled - measured)
         return {
             "measured": 100 * measured.mean(),
-            model: 100 * modelled.mean(),
+            model: 100 * modeled.mean(),
             **metrics.in_percent("error", error),
             "near": _near(error.value, measured.mean()),
         }
@@ -462,7 +462,7 @@ def _result(ready: Bench, runs: Sequence[tuple[Live, Live]], serving: Serving) -
     truths = [fifo.trace for fifo, _ in runs]
     rows = [
         {"policy": name, "load": load, "seed": number}
-        | metrics.numbers(metrics.summarise(truth, live.history))
+        | metrics.numbers(metrics.summarize(truth, live.history))
         for number, (truth, pair) in enumerate(zip(truths, runs, strict=True))
         for name, live in zip(("fifo", "policy"), pair, strict=True)
     ]

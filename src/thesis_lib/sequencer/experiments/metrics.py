@@ -76,16 +76,16 @@ def jain(shares: F64) -> float:
     return float(shares.sum()) ** 2 / (len(shares) * squares)
 
 
-def summarise(trace: Trace, history: History) -> Report:
+def summarize(trace: Trace, history: History) -> Report:
     """The report of one run. Raises InvalidInput for fewer than 10 transactions.
 
-    >>> from thesis_lib.sequencer import policy, scenario, simulate, summarise
+    >>> from thesis_lib.sequencer import policy, scenario, simulate, summarize
     >>> from thesis_lib.sequencer import SystemConfig
     >>> system = SystemConfig(cores=8, slo_s=0.0125)
     >>> fifo = policy("fifo", slo_s=0.0125, cores=8)
     >>> trace = scenario("A", n=100, seed=1)
     >>> history = simulate(trace, fifo, trace.service_s, system)
-    >>> report = summarise(trace, history)
+    >>> report = summarize(trace, history)
     >>> report.arrived, report.violations  # without the warm-up
     (90, 0.0)
     """

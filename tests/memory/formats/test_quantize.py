@@ -14,13 +14,13 @@ from thesis_lib.memory.formats.nf4 import (
     four_bit_bytes,
     levels,
     nf4_levels,
-    normalised_blocks,
-    quantise,
+    normalized_blocks,
+    quantize,
     weight_bytes,
 )
 
 
-def dequantise(layer):
+def dequantize(layer):
     """The weight (m, n) that a quantised layer stands for, from its stored bytes."""
     functional = bitsandbytes().functional
     state = getattr(layer.weight, "quant_state", None)
@@ -76,14 +76,14 @@ def test_four_bit_bytes_are_codes_scales_and_scales_of_scales(kind):
         n // 2 + n // BLOCK + 4 * -(-n // (BLOCK * SCALE_BLOCK)) + 4
         for n in (128 * 64, 64 * 256)
     )
-    assert weight_bytes(quantise(model, kind)) == expected
+    assert weight_bytes(quantize(model, kind)) == expected
     assert four_bit_bytes(128 * 64) + four_bit_bytes(64 * 256) + bias == expected
 
 
 def test_int8_bytes_are_codes_and_one_scale_a_row():
     model = small_model()
     expected = 2 * 256 + 128 * 64 + 4 * 64 + 64 * 256 + 4 * 256
-    twin = quantise(model, "int8")
+    twin = quantize(model, "int8")
     assert weight_bytes(twin) == expected
     twin(torch.zeros(1, 128, dtype=torch.bfloat16))
     assert weight_bytes(twin) == expected
@@ -101,7 +101,7 @@ def test_dense_bytes_count_a_shared_tensor_once():
 def test_a_four_bit_weight_is_the_nearest_level_of_its_block(kind):
     model = small_model()
     weight = model[0].weight.double().detach().numpy()
-    restored = dequantise(quantise(model, kind)[0]).double().numpy()
+    restored = dequantize(quantize(model, kind)[0]).double().numpy()
     book = levels(kind)
     scale = np.repeat(np.abs(weight.reshape(-1, BLOCK)).max(axis=1), BLOCK)
     scale = scale.reshape(weight.shape)
@@ -113,7 +113,7 @@ def test_a_four_bit_weight_is_the_nearest_level_of_its_block(kind):
 def test_an_int8_weight_is_within_half_a_step_of_its_row():
     model = small_model()
     weight = model[0].weight.double().detach().numpy()
-    restored = dequantise(quantise(model, "int8")[0]).double().numpy()
+    restored = dequantize(quantize(model, "int8")[0]).double().numpy()
     step = np.abs(weight).max(axis=1, keepdims=True) / 127
     assert np.all(np.abs(weight - restored) <= step * 0.51)
 
@@ -122,8 +122,8 @@ def test_an_int8_weight_is_within_half_a_step_of_its_row():
 def test_a_quantised_layer_computes_with_its_stored_weight(kind, bound):
     model = small_model()
     x = torch.randn(5, 128, dtype=torch.bfloat16)
-    twin = quantise(model, kind)
-    stored = dequantise(twin[0]).float()
+    twin = quantize(model, kind)
+    stored = dequantize(twin[0]).float()
     with torch.inference_mode():
         computed = twin[0](x).float()
     expected = x.float() @ stored.T
@@ -136,13 +136,13 @@ def test_a_quantised_layer_computes_with_its_stored_weight(kind, bound):
 def test_a_quantised_copy_leaves_the_model_as_it_was(kind):
     model = small_model()
     with checks.unchanged(model):
-        twin = quantise(model, kind, names=["0"])
+        twin = quantize(model, kind, names=["0"])
     assert type(model[0]) is nn.Linear
     assert type(twin[2]) is nn.Linear
 
 
 def test_bitsandbytes_adds_no_noise(capsys, caplog):
-    twin = quantise(small_model(), "int8")
+    twin = quantize(small_model(), "int8")
     with torch.inference_mode():
         twin(torch.zeros(1, 128, dtype=torch.bfloat16))
     assert capsys.readouterr().err == ""
@@ -152,15 +152,15 @@ def test_bitsandbytes_adds_no_noise(capsys, caplog):
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: quantise(small_model(), "nf5"), "kind='nf5' is unknown"),
-        (lambda: quantise(small_model().train(), "nf4"), "eval"),
+        (lambda: quantize(small_model(), "nf5"), "kind='nf5' is unknown"),
+        (lambda: quantize(small_model().train(), "nf4"), "eval"),
         (
-            lambda: quantise(nn.Sequential(nn.Linear(100, 64)).eval(), "nf4"),
+            lambda: quantize(nn.Sequential(nn.Linear(100, 64)).eval(), "nf4"),
             "0 has 100 inputs",
         ),
         (lambda: blockwise_error(np.ones((1, 64)), 5), "bits=5"),
         (lambda: four_bit_bytes(100), "multiple of 64"),
-        (lambda: normalised_blocks(np.ones((4, 100))), "blocks of 64"),
+        (lambda: normalized_blocks(np.ones((4, 100))), "blocks of 64"),
     ],
 )
 def test_what_cannot_be_quantised_is_refused(call, words):
