@@ -31,9 +31,7 @@ def unchanged(model):
 
 
 def assert_peaks_are_planned(folder, blocks=2):
-    """Assert that plans of a packed checkpoint leave unused what they must, and no
-    more.
-    """
+    """Assert that plans of a packed checkpoint leave unused exactly what they must."""
     with SafetensorsStore(folder) as store:
         reads = [store.nbytes(layer) for layer in range(store.layers)]
     for new, context in ((1, 8), (24, 24), (12, 60)):

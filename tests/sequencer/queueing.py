@@ -30,9 +30,7 @@ def mm1_mean_wait(arrival_rate: float, service_rate: float) -> float:
 
 
 def mg1_mean_wait(arrival_rate: float, mean_s: float, variance_s2: float) -> float:
-    """Return the mean time in the queue of an M/G/1 server (Pollaczek and Khinchine),
-    s.
-    """
+    """Return the mean queueing time of an M/G/1 server, s (Pollaczek, Khinchine)."""
     require(mean_s > 0, f"mean_s={mean_s:g} must be positive")
     require(variance_s2 >= 0, f"variance_s2={variance_s2:g} must not be negative")
     _require_steady(arrival_rate, 1 / mean_s)

@@ -205,9 +205,7 @@ def bindings(source: str) -> dict[str, set[str]]:
 
 
 def rebound(cells: list[str]) -> dict[str, list[set[str]]]:
-    """Return names that several cells assign, and how; loops and `with` may share
-    names.
-    """
+    """Return names that several cells assign, and how each cell does it."""
     found: dict[str, list[set[str]]] = {}
     for source in cells:
         for name, how in bindings(source).items():

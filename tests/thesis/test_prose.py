@@ -421,8 +421,7 @@ def test_every_claim_of_a_time_is_published_as_one():
 
 
 def of_no_length(cells: list) -> list[str]:
-    """Return captions with a number of seeds but no number of transactions near them.
-    """
+    """Return captions with a number of seeds but no number of transactions."""
 
     def cites(text: str, ending: str) -> bool:
         return any(name.endswith(ending) for name, _ in citations(text))

@@ -291,9 +291,7 @@ def content_key(chapter: Chapter, values: Mapping[str, Any]) -> str:
 
 
 class _CellLock:
-    """A lock that threads share or hold alone; a thread that waits to be alone goes
-    first.
-    """
+    """A lock that threads share or hold alone; waiting to be alone goes first."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()

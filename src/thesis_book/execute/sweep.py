@@ -196,8 +196,7 @@ def connect(workers: int | None, scheduler: str | None) -> Iterator[Any]:
 def _execute_points(
     client: Any, grid: Grid, points: list[Point]
 ) -> Iterator[tuple[Point, Outcome]]:
-    """Execute points on the cluster, one per thread, and yield each outcome as it ends.
-    """
+    """Execute points, one per thread of the cluster; yield each outcome as it ends."""
     from distributed import KilledWorker, as_completed
 
     def task(*arguments: Any) -> Any:

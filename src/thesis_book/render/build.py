@@ -94,8 +94,7 @@ def _published(results: list[tuple[Path, Record]], compared: Comparison) -> Publ
 
 
 def _results(executed: Path) -> list[tuple[Path, Record]]:
-    """Return each chapter's notebook and record, or raise InvalidInput for a mismatch.
-    """
+    """Return each chapter's notebook and record; raise InvalidInput for a mismatch."""
     results = []
     for chapter in chapters():
         notebook = executed / f"{chapter.name}.ipynb"
@@ -257,9 +256,7 @@ _GITHUB = re.compile(
 
 
 def _canonical(address: str, where: str = "") -> str | None:
-    """Return a GitHub address in one form; None, or InvalidInput in `where`, for
-    another.
-    """
+    """Return a GitHub address in one form; None, or InvalidInput, for another."""
     match = _GITHUB.fullmatch(address.strip())
     require(
         bool(match or not where),

@@ -43,9 +43,7 @@ class Published:
     claims: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def _absent(self, chapter: str, name: str) -> bool:
-        """Return whether the reader's parameters left a number out; a profile leaves
-        none out.
-        """
+        """Return whether the reader's parameters left a number out; profiles do not."""
         record = self.records.get(chapter)
         return (
             record is not None
