@@ -221,10 +221,7 @@ _NORMAL = 1.959963984540054  # quantile of the normal distribution at 97.5 %
 
 
 def _student(n: int) -> float:
-    """The quantile of the t distribution of n observations.
-
-    Rounded, so that another processor's logarithm gives the same ends.
-    """
+    """Return the t quantile of n observations, rounded to be equal on any processor."""
     from scipy.special import stdtrit  # a third of a second, which few wait for
 
     return round(float(stdtrit(n - 1, (1 + LEVEL) / 2)), 9)

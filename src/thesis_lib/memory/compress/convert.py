@@ -393,11 +393,7 @@ def compress_checkpoint(
 
 
 def _held_out_texts(folder: Path, tokens: int) -> dict[str, Tensor]:
-    """By domain, the first tokens (n,) of each text that no calibration reads.
-
-    None of them without tokens to score or a tokenizer to make them. Raises
-    InvalidInput for a text that is shorter.
-    """
+    """Return the first tokens (n,) of each held-out text, by domain."""
     require(
         tokens == 0 or tokens > 1,
         f"tokens={tokens}: expected two at least, of which the second is judged, or 0",

@@ -131,10 +131,7 @@ def _singular_root(moments: F64) -> tuple[F64, F64]:
 
 
 def _fast_svd(matrix: F64) -> tuple[F64, F64, F64]:
-    """The thin singular value decomposition by eigenvectors of the smaller Gram.
-
-    Several times faster than a bidiagonalisation, at half of its digits.
-    """
+    """Return the thin SVD by the smaller Gram matrix: faster, with half the digits."""
     if len(matrix) > len(matrix.T):
         left, values, right = _fast_svd(matrix.T)
         return right.T, values, left.T

@@ -150,12 +150,7 @@ def _judge(proposed: Sequence[int], accepted: Sequence[int]) -> tuple[int, int]:
 
 
 class _Proposer:
-    """Asks a draft for as many proposals as are worth verifying.
-
-    It counts on the upper end of the interval of their acceptance, so that a draft is
-    tried before it is given up; and on the least time of a proposal, less with each
-    pass that proposes nothing, so that one slow proposal does not end it.
-    """
+    """Asks a draft for as many proposals as their acceptance and time justify."""
 
     def __init__(self, draft: Draft, verifier: Verifier) -> None:
         self._draft, self._verifier = draft, verifier

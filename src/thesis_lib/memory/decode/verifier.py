@@ -88,10 +88,7 @@ def _try_sizes(
 def _fingerprints(
     model: StreamedModel, tokens: int, size: int, rows: BatchInvariant | None = None
 ) -> tuple[list[bytes], float]:
-    """A hash for each token, of its logits, keys and values; and seconds of a pass.
-
-    Those of the last pass, without its waiting for reads.
-    """
+    """Hash each token's logits, keys and values; time the last pass in seconds."""
     draw = torch.Generator().manual_seed(0)
     row = torch.randint(0, model.spec.vocab, (1, tokens + 1), generator=draw)
     row = row.to(model.device)

@@ -135,11 +135,7 @@ def restore(m: int, n: int, fill: Callable[[slice, np.ndarray], None]) -> Tensor
 
 
 def _empty(m: int, n: int) -> Tensor:
-    """Room for a matrix (m, n) in bfloat16.
-
-    What the system gives back to the kernel after every use comes in huge pages:
-    touching a new page takes longer than restoring what it holds.
-    """
+    """Allocate a matrix (m, n) of bfloat16 in huge pages, which are faster to touch."""
     if 2 * m * n < _RETURNED:
         return torch.empty(m, n, dtype=torch.bfloat16)
     memory = allocate(2 * m * n)
@@ -173,11 +169,7 @@ def _factors(factors: list[Tensor], m: int, n: int) -> tuple[np.ndarray, np.ndar
 
 @njit(cache=True, nogil=True)
 def _restore_rows(planes, scales, left, right, out):
-    """Fill `out`, (m, n), with the bits of bfloat16 numbers, two rows after the other.
-
-    `left`, (r, m), and `right`, (r, n), are empty without a correction. Scaled codes
-    have few digits: they are exact in either precision.
-    """
+    """Fill `out` (m, n) with bfloat16 bits, two rows at a time; add `left`ᵀ `right`."""
     m, n = out.shape
     codes, steps = np.empty(n // 8, np.uint64), np.empty(scales.shape[1], np.uint32)
     single = np.empty(n, np.float32)
@@ -251,11 +243,7 @@ def _scale(codes, scales, bits, out):
 
 @njit(cache=True, nogil=True)
 def _add_components(left, right, rows):
-    """Add left[k, i] right[k] to rows[i], one k after the other.
-
-    `left` (r, 2), `right` (r, n), `rows` (2, n). What limits it is loading `right`:
-    hence two rows and four components at once.
-    """
+    """Add left[k, i] right[k] to rows[i], in blocks that load `right` least often."""
     first, second = rows[0], rows[1]
     whole = len(left) // 4 * 4
     for k in range(0, whole, 4):
@@ -288,10 +276,7 @@ def round_words(words, halves):
 
 @cache
 def _compile(rank: int) -> None:
-    """Compile what restores. A compiler that runs in a forward pass holds its tensors.
-
-    Part of the columns of Lᵀ, which a thread gets, are an array of another type.
-    """
+    """Compile the kernels before a pass: the compiler would hold the pass's tensors."""
     planes, scales = np.zeros((4, 1, 1), np.uint8), np.zeros((4, 1), np.uint16)
     left, right, out = np.zeros((rank, 4)), np.zeros((rank, 8)), np.zeros((4, 8))
     _decode_rows(planes, scales, out)

@@ -127,11 +127,7 @@ def _(blocks: Tensor, kind: int) -> Tensor:
 
 
 class _Lanes(NamedTuple):
-    """Sixteen weights at once, in the code that numba hands to LLVM.
-
-    In a plain loop over sixteen codes the bookkeeping takes longer than the arithmetic.
-    As one vector they are computed by whatever instructions LLVM finds for a processor.
-    """
+    """Sixteen weights as one vector for LLVM: faster than a plain loop."""
 
     context: Any
     builder: Any
@@ -171,10 +167,7 @@ class _Lanes(NamedTuple):
     def put(
         self, kind: Any, out: Any, to: Any, codes: Any, scale: Any, low: Any
     ) -> None:
-        """Write scale · code + low, the bits of the nearest bfloat16, ties to even.
-
-        A NaN becomes the one that torch writes.
-        """
+        """Write scale · code + low as the nearest bfloat16; ties to even."""
         build = self.builder
         exact = build.sitofp(codes, _vector(_F32))
         weights = build.fadd(build.fmul(self.same(scale), exact), self.same(low))
@@ -255,10 +248,7 @@ def _put_fifths(_, out, to, row, at, shift, fifths, middle, scale, low):
 
 @njit(cache=True, nogil=True)
 def _restore_rows(kind, rows, halves, out):
-    """Fill `out`, (m, n), with the bits of bfloat16 numbers, from bytes (m, b).
-
-    `halves` has the number of each 16 bits of a scale.
-    """
+    """Fill `out` (m, n) with bfloat16 bits of bytes (m, b)."""
     for row in range(len(out)):
         if kind == _Q8_0:
             _q8_0(rows[row], halves, out[row])
@@ -287,10 +277,7 @@ def _q8_0(row, halves, out):
 
 @njit(cache=True, nogil=True)
 def _of_32(row, fifth, least, halves, out):
-    """Blocks of 32: codes about their middle, or with a `least` value beside the scale.
-
-    The `fifth` bits of all stand before the other four.
-    """
+    """Restore blocks of 32 codes with a scale and, if `least`, an offset."""
     head = 4 if least else 2
     size = head + 16 + 4 * fifth
     middle = 0 if least else 16 if fifth else 8
@@ -462,10 +449,7 @@ class Blocks(WeightFormat):
 
 
 def _takes(kind: str) -> tuple[bool, float, int]:
-    """Orders types by what restoring them takes, by bytes of a weight, by their blocks.
-
-    An unknown one, which will be refused, comes last.
-    """
+    """Return the sort key of a type: restoring time, size, block; unknown last."""
     known = known_types().get(kind)
     if known is None:
         return True, np.inf, 0

@@ -287,10 +287,7 @@ class InPlace:
             self.end_s = time.perf_counter()
 
     def _take(self, scratch: U8) -> tuple[U8, U8] | None:
-        """Copy the next chunk out; with it the place of what it holds.
-
-        One after the other: memory before this chunk is then free to be written.
-        """
+        """Copy the next chunk out and return its place; free the memory before it."""
         with self._lock:
             read, written = self._read, self._written
             if read + _HEADER.size > self._ready:
@@ -338,10 +335,7 @@ def _by_frequency(words: U16) -> tuple[U8, U8]:
 
 
 def _split(words: U16, rank: U8, noise: U8, planes: U16) -> tuple[U8, U8]:
-    """Fill `noise` and `planes`; the ranks from 0 of rare exponents, and raw ones.
-
-    Both in the order of tile, lane and bit.
-    """
+    """Fill `noise` and `planes`; return the ranks of rare exponents, and raw ones."""
     escaped = np.empty(len(words), np.uint8)
     n = _fill_planes(words, rank, noise, planes, escaped)
     escaped = escaped[:n]
@@ -405,10 +399,7 @@ def _decode_chunk(chunk: U8, out: U8) -> None:
 
 @njit(cache=True, nogil=True)
 def _merge(noise, planes, common, words):
-    """Words of sign and mantissa and of the common exponents, in their place.
-
-    The innermost loop has neither a branch nor a look-up: it is compiled to vectors.
-    """
+    """Combine sign, mantissa and common exponents in a loop that vectorizes."""
     c0, c1, c2, c3, c4, c5, c6 = common[:7]
     for tile in range(len(noise) // 1024):
         low = planes[tile * 192 : tile * 192 + 64]
@@ -431,11 +422,7 @@ def _merge(noise, planes, common, words):
 
 @njit(cache=True, nogil=True)
 def _patch(planes, rare, raw, exponents, n_rare, words):
-    """Put the escaped exponents in their place; the number of them, or -1.
-
-    `planes` in 64 bits: four lanes of sixteen words. Nothing is read outside of the
-    lists, whatever the planes say: -1 tells that they are too short.
-    """
+    """Write the escaped exponents; return their number, or -1 for short lists."""
     n = n_raw = 0
     for group in range(len(planes) // 48 * 16):
         tile, lanes = group // 16, group % 16

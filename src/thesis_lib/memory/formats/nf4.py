@@ -264,10 +264,7 @@ def _in_pairs(nibbles, codes):
 
 @njit(cache=True, nogil=True)
 def _side_by_side(nibbles, codes):
-    """32 rows side by side, row r in the lower and r + 16 in the upper half.
-
-    In tiles of 64 columns, whose reads and writes stay in the first cache.
-    """
+    """Pack 32 rows, r in the lower and r + 16 in the upper half, by tiles."""
     m, half = codes.shape
     flat = codes.reshape(-1)
     for first in range(0, m, 32):
@@ -341,11 +338,7 @@ class _Rows(PackedLinear):
 def _mixed_product(
     rows: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None
 ) -> Tensor:
-    """The product of LLM.int8(), by bitsandbytes.
-
-    An operator of its own: how many columns are computed in 16 bits depends on the
-    values, and a rehearsal has none.
-    """
+    """Multiply by bitsandbytes' LLM.int8(), as an operator for rehearsals."""
     inputs, input_scales, outliers = bitsandbytes().functional.int8_vectorwise_quant(
         rows.half(), threshold=OUTLIER
     )

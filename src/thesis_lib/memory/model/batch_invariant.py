@@ -132,10 +132,7 @@ def _differs(
     *weights: Any,
     **options: Any,
 ) -> bool:
-    """Whether a row of a draw is not `equal` to the same row computed alone.
-
-    In the first `cancelled` rows the terms of one output each nearly cancel.
-    """
+    """Return whether a row of a draw is not `equal` to the same row computed alone."""
     drawn = torch.randn(x.shape, generator=draw, dtype=x.dtype, device=x.device)
     for row in drawn.view(-1, x.shape[-1])[:cancelled]:
         _cancel(row, draw, *weights, **options)
@@ -150,10 +147,7 @@ def _differs(
 def _cancel(
     x: Tensor, draw: torch.Generator, weight: Tensor, bias: Tensor | None = None
 ) -> None:
-    """Set three numbers of `x` (k,) so that a drawn output of a layer nearly vanishes.
-
-    Each takes away what is left, up to the rounding of its type.
-    """
+    """Set three numbers of `x` (k,) so that a drawn output nearly vanishes."""
     chosen = torch.randint(len(weight), (1,), generator=draw, device=x.device)
     factors = weight.index_select(0, chosen)[0].float()
     largest = factors.abs().topk(min(3, len(factors))).indices

@@ -129,10 +129,7 @@ def _described(entries: Mapping[str, Entry]) -> dict[str, Any]:
 def _header(
     entries: Mapping[str, Entry], coded: Mapping[str, Entry] | None = None
 ) -> bytes:
-    """A safetensors header, padded so that the tensors begin on a block.
-
-    `coded` are the tensors whose code the one tensor of the file is.
-    """
+    """Return a safetensors header of whole blocks; `coded` share one code."""
     metadata = {"format": "pt"}
     if coded is not None:
         metadata[CODED] = json.dumps(_described(coded), separators=(",", ":"))

@@ -263,10 +263,7 @@ def _factored(file: GgufFile) -> bool:
 
 
 def _llama3(file: GgufFile, head_dim: int, theta: float) -> dict[str, Any]:
-    """Llama 3's scaling, whose factors the file holds as a tensor.
-
-    Raises InvalidInput for factors that are not those of its rule.
-    """
+    """Return Llama 3's scaling; raise InvalidInput for factors that break its rule."""
     tensor = file.tensors[_FREQUENCIES]
     stored = file.decode(tensor, 0, tensor.rows).ravel()
     factor = float(stored.max())

@@ -194,11 +194,7 @@ class _Reader:
     def placed(
         self, tensors: list[GgufTensor], alignment: int
     ) -> dict[str, GgufTensor]:
-        """Return the tensors by name, each with its offset in the file.
-
-        As in llama.cpp, tensors are in the order of the table. Zeros alone are between
-        them, and after the last one at most those up to the next aligned byte.
-        """
+        """Return tensors with offsets; raise unless only aligned zeros lie between."""
         first = end = self.padded(self.at, alignment)
         last = self.at
         by_name = {}

@@ -96,12 +96,7 @@ def _dry_run(
 
 
 def _shorten(config: Any) -> tuple[Any, Counter[int]]:
-    """A stack of the last layers that has every type, and how often each stands.
-
-    The counter maps positions in the short stack to the layers that it stands for.
-    Every type comes after another layer, as its input and the embedding are two
-    tensors there and one in the first layer.
-    """
+    """Return a stack with every type of layer, and how many each represents."""
     n = config.num_hidden_layers
     by_layer = {
         name: value
@@ -124,11 +119,7 @@ def _shorten(config: Any) -> tuple[Any, Counter[int]]:
 
 
 class _Rehearsal:
-    """A short stack with fake weights, and the meter that watches it.
-
-    Peaks are beside the weights, of all layers: `counts` says of each that is rehearsed
-    for how many it stands.
-    """
+    """A short stack of fake weights under a meter; `counts` scales it to all layers."""
 
     def __init__(
         self, model: Any, config: Any, shape: Shape, counts: Counter[int]
@@ -150,10 +141,7 @@ class _Rehearsal:
         return meter.peak_bytes - self.weight_bytes
 
     def cached(self, past: int) -> tuple[int, int]:
-        """Peak of the longest pass after `past` tokens, and the cache at its end.
-
-        In a run of transformers' generate the choice of a token belongs to it.
-        """
+        """Return the peak of the longest pass after `past` tokens, and its cache."""
         new = min(self.shape.pass_tokens, self.shape.context - past)
 
         def step(cache: Any, run: Run) -> Any:
@@ -249,10 +237,7 @@ class _Rehearsal:
         }
 
     def _leave(self, before: int, new: int, cache: Any, run: Run) -> tuple[Tensor, ...]:
-        """What a pass leaves alive for the next one, of `new` tokens.
-
-        In a run of generate the logits of a part of the prompt, or a token's choice.
-        """
+        """Return what a pass of `new` tokens leaves alive for the next one."""
         logits = self._forward(before, 1, cache, run)
         if "mask" not in run:
             return ()
@@ -279,10 +264,7 @@ class _Rehearsal:
 
 
 def _held(cache: Any) -> dict[int, int]:
-    """Bytes of the keys and values of each layer that has any.
-
-    A window is a view, and its storage is what counts.
-    """
+    """Return bytes of keys and values by layer; a window counts its whole storage."""
     return {
         at: sum(
             value.untyped_storage().nbytes()

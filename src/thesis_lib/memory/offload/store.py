@@ -111,11 +111,7 @@ def _floor(n_bytes: int) -> int:
 
 
 def _lower_priority() -> None:
-    """Let this thread run where no other one wants the core.
-
-    A layer is decoded well before it is needed, but its arithmetic has to wait for the
-    slowest of the threads that share it. Linux alone has a priority for each thread.
-    """
+    """Let this thread run only on a core that no other thread wants (Linux)."""
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
@@ -125,11 +121,7 @@ _Chunk = tuple[WeightFile, memoryview, int, int]
 
 
 class _Reads:
-    """The chunks of one layer in flight, and the decoding of what has arrived.
-
-    `check` looks at the layer as a whole: in whichever read ends last, or after all is
-    decoded.
-    """
+    """The chunks of one layer in flight; the last to finish runs `check`."""
 
     def __init__(
         self,
@@ -521,10 +513,7 @@ def _prefix(tensors: Iterable[Placement], folder: Path) -> str:
 def _partition(
     tensors: Iterable[Placement], folder: Path, coded: Mapping[int, tuple[int, int]]
 ) -> dict[int, _Part]:
-    """The tensors by layer; those outside the stack under NON_LAYER.
-
-    `coded` has the span of the code in each file, by number, that holds one.
-    """
+    """Return the tensors by layer; those outside the stack are under NON_LAYER."""
     by_layer: dict[int, dict[str, Placement]] = {NON_LAYER: {}}
     users: dict[int, set[int]] = {}  # layers in each file
     for tensor in tensors:

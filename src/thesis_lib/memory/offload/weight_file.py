@@ -93,10 +93,7 @@ def read_index(folder: Path) -> Index:
 
 
 def _is_file_name(name: Any) -> bool:
-    """Whether a name can only be that of a file in the folder where it is said.
-
-    A link of that name may lead elsewhere: hubs keep their files so.
-    """
+    """Return whether a name is a plain file of its folder."""
     return (
         isinstance(name, str)
         and name.isprintable()

@@ -19,11 +19,7 @@ from thesis_lib.sequencer.core.trace import F64, I64
 
 @njit(cache=True)
 def _start(state: State, now_s: float) -> None:
-    """Note on which worker each handed over transaction must be by now.
-
-    Workers take transactions in the order of the queue, so those that run are the
-    first of it that have not committed.
-    """
+    """Assign the oldest uncommitted transactions of the queue to the workers."""
     for worker in range(len(state.running)):
         if state.progress[STARTED] == state.progress[READY]:
             return

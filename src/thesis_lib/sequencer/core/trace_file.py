@@ -261,10 +261,7 @@ def _array(name: str, column: pa.ChunkedArray) -> pa.Array:
 def _key_sets(
     keys: pa.Array, exclusive: pa.Array
 ) -> tuple[NDArray, NDArray, NDArray, list[Any] | None]:
-    """The fields of `KeySets` of the two columns of lists.
-
-    Keys that no int64 holds are numbered in order of appearance.
-    """
+    """Return the fields of `KeySets`; keys beyond int64 are numbered by appearance."""
     sizes, modes = (
         pc.list_value_length(lists).to_numpy()  # type: ignore[attr-defined]
         for lists in (keys, exclusive)

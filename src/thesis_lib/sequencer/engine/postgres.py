@@ -104,11 +104,7 @@ def _owned(folder: Path) -> Iterator[None]:
 
 
 def _end_orphans(get_server: Callable[..., Any]) -> None:
-    """End the servers of this user whose owners were killed; remove their folders.
-
-    A folder records the process id of its server. Only a process that runs in that
-    folder, or was started with it, is that server (`_living_in`).
-    """
+    """End this user's servers whose owners were killed, and remove their folders."""
     for folder in Path(tempfile.gettempdir()).resolve().glob(f"{_PREFIX}*"):
         with suppress(*_START_FAILURES, RuntimeError):
             if folder.lstat().st_uid != os.geteuid() or folder.is_symlink():
@@ -227,10 +223,7 @@ def _failures(whose: str) -> Iterator[None]:
 
 
 def _drop(dsn: str, prefix: str) -> str:
-    """Drop the databases whose names begin with `prefix`; what is to be said if not.
-
-    A server that has lost a session to a crash lets nobody in for a while.
-    """
+    """Drop databases whose names begin with `prefix`; return what failed."""
     until_s = monotonic() + STOP_S
     while True:
         try:

@@ -159,10 +159,7 @@ class SQLiteSession:
         written: Set[int] = frozenset(),
         read: Set[int] = frozenset(),
     ) -> bool:
-        """Begin in every file, take the steps, and commit or roll back.
-
-        Nobody else can see one file committed and the other not: both are locked.
-        """
+        """Begin in every file, run the steps, then commit or roll back all of them."""
         files, refusal, committed = sorted(written | read), None, False
         for w in files:
             self.files[w].execute("BEGIN IMMEDIATE" if w in written else "BEGIN")

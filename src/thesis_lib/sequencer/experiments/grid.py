@@ -87,10 +87,7 @@ def run_points(
 
 
 def _end_with(parent: int) -> None:
-    """End this process within a second of that one, even amid a point.
-
-    Where it computes in compiled code, once that returns.
-    """
+    """End this process within a second after its parent ends."""
 
     def watch() -> None:
         while os.getppid() == parent:

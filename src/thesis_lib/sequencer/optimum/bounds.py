@@ -112,10 +112,7 @@ def _first_early(least, later):
 
 @njit(cache=True)
 def _kise_ibaraki_mine(release, service, deadline, on_time):
-    """Mark whom one machine serves in time; all (n,), in ticks, releases rise.
-
-    A deadline before an earlier one is raised to it.
-    """
+    """Mark the jobs (n,) that one machine serves in time; ticks, by release."""
     n = len(release)
     inner = 2
     while inner < n:
@@ -190,10 +187,7 @@ def kise_ibaraki_mine(release_s: F64, service_s: F64, deadline_s: F64) -> Bool:
 
 @njit(cache=True)
 def _late_of_machines(cuts, release, service, deadline):
-    """How many the machines together cannot serve in time; all in ticks.
-
-    Machine number g has the jobs (n,) from cuts[g] to cuts[g + 1], by release.
-    """
+    """Count jobs that machines g with cuts[g]:cuts[g + 1] cannot serve in time."""
     late = 0
     on_time = np.empty(len(release), np.bool_)
     for machine in range(len(cuts) - 1):
@@ -207,11 +201,7 @@ def _late_of_machines(cuts, release, service, deadline):
 
 
 def _late(trace: Trace, slo_s: float | F64, rows: I64, cuts: I64, speed: int) -> int:
-    """The sum over machines of this speed, whose `rows` rise between two `cuts`.
-
-    Instead of dividing services by the speed times are multiplied, so that nothing is
-    rounded twice.
-    """
+    """Sum late jobs over machines; times are scaled by the speed to round only once."""
     if len(rows) == 0:
         return 0
     since_s = trace.arrival_s - trace.arrival_s[0]

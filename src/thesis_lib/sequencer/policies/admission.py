@@ -175,10 +175,7 @@ def _something_frees(memory, due_s):
 
 @inner
 def _learn(terms, memory):
-    """Learn from what has committed since the last decision, and who is in flight.
-
-    Whether the estimates are to be calibrated anew.
-    """
+    """Learn from new commits; return whether the estimates need calibration."""
     keys, uncommitted, counts = memory.keys, memory.uncommitted, memory.counts
     log, pending, estimates_s = memory.world.log, memory.pending, memory.estimated_s
     seen = memory.decided.order  # nothing is in it yet
@@ -201,10 +198,7 @@ def _learn(terms, memory):
 
 @inner
 def _judge(terms, memory, ids, due_s, ahead_s):
-    """Write the rank and the key of each: refuse, and let the price fall.
-
-    And when its rows are free. How many there are whose rows are and who stay.
-    """
+    """Write ranks and keys and lower the price; return how many stay, free."""
     control, online, keys, uncommitted = (
         memory.control, memory.online, memory.keys, memory.uncommitted,
     )  # fmt: skip
@@ -292,10 +286,7 @@ def _start(terms, memory, ids, due_s, ahead_s, startable):
 
 @njit(cache=True, inline="always")
 def _at_most(exponent):
-    """Two to this power, or up to 6.2 % more: on the chords between whole powers.
-
-    Schraudolph, Neural Computation 1999. The last factor covers all rounding.
-    """
+    """Return 2**x or up to 6.2 % more (Schraudolph, Neural Computation 1999)."""
     if exponent > FAR:
         return np.inf
     bits = np.int64((max(exponent, -FAR) + 1023.0) * 2.0**52)
@@ -355,10 +346,7 @@ def _may_be_late(log_s, deadline_s, latest_s, line):
 
 @inner
 def _pick(memory, ids, latest_s):
-    """Write to `decided.dropped` who of `ids` may be late or is a probe; how many.
-
-    They are calibrated, and nobody else. A span where there are any is not known.
-    """
+    """Write late transactions and probes to `decided.dropped`; count them."""
     online, deadlines_s, picked = (
         memory.online, memory.deadline_s, memory.decided.dropped,
     )  # fmt: skip
@@ -385,10 +373,7 @@ def _pick(memory, ids, latest_s):
 
 @njit(cache=True, inline="always")
 def _is_behind(first, i, deadline_s, log_s, price_s, weight, line):
-    """Whether i can be sure to come after the first = (rank, key, id) so far.
-
-    So can all of a span from i on whose least deadline and least estimate these are.
-    """
+    """Return whether i, or a span from i, surely comes after `first`."""
     rank, key, number = first
     if rank == WORTHY and deadline_s > key:
         return True
@@ -402,10 +387,7 @@ def _is_behind(first, i, deadline_s, log_s, price_s, weight, line):
 
 @inner
 def _first(memory, ids, few, latest_s, started, price_s, weight):
-    """Who is next by rank, key and number: id, rank, and place among the few, or NONE.
-
-    Nobody of the `few` who is refused or released, and nobody who has `started`.
-    """
+    """Return the next by rank, key and number: its id, rank and place, or NONE."""
     online, deadlines_s, decided = memory.online, memory.deadline_s, memory.decided
     logs, probes, spans, line = (
         online.given, online.probes, online.spans, _line(online),

@@ -271,11 +271,7 @@ def _clear(memory):
 
 @inner
 def _together(memory, model, ids, now_s, finish_s):
-    """Forecast `ids` as the part of the log that is kept of them.
-
-    All are taken to be kept; while one would end too late for that, the first such is
-    taken out and the others are forecast without it.
-    """
+    """Forecast `ids` as one part of the log, without those that would end too late."""
     deadline_s, tolerance_s = memory.deadline_s, model.tolerance_s
     due_s = _due_s(memory.world, model, now_s)
     held = memory.decided.held[: len(ids)]
@@ -297,11 +293,7 @@ def _together(memory, model, ids, now_s, finish_s):
 
 @inner
 def _alone(memory, model, ids, now_s, finish_s):
-    """Forecast each of `ids` as if it were released next, alone.
-
-    It would hold its locks after its last predecessor, and start when a core is free
-    and everything that held its locks before has started.
-    """
+    """Forecast each of `ids` as if it alone were released next."""
     keys, estimated_s, world, scratch, ends_s, pending, counts = (
         memory.keys, memory.estimated_s, memory.world, memory.scratch, memory.ends_s,
         memory.pending, memory.counts,

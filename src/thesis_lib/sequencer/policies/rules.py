@@ -136,11 +136,7 @@ def _put(decided, i, drops, n_kept, dropped):
 
 @inner
 def _demote(memory, ids, places, now_s, cores):
-    """Moore and Hodgson on one machine as fast as all cores: who loses has rank 2.
-
-    At `places` of `ids` deadlines rise. Whenever one would be missed, the longest so
-    far goes.
-    """
+    """Give rank 2 to the jobs that Moore and Hodgson reject on one fast machine."""
     rank, service_s = memory.decided.rank, memory.decided.service_s
     end_s = now_s
     for last in range(len(places)):
@@ -317,10 +313,7 @@ def _sorted(code, memory, ids):
 
 @inner
 def _last_first(code, memory, ids, now_s):
-    """The newest first where there is a queue; dropped is who has waited too long.
-
-    That is much less once the queue has stood for a while.
-    """
+    """Put the newest first in a standing queue; drop those that waited too long."""
     decided, waiting = memory.decided, len(ids)
     room = code.most - in_flight(memory)
     standing = stands(memory.control, waiting, room, now_s, code.interval_s)

@@ -151,11 +151,7 @@ def dynamic_features(
 
 
 class _ConflictGraph:
-    """Uncommitted transactions and whom each waits for directly.
-
-    A shared request waits for the last writer of its key; an exclusive one for the
-    readers since that writer, or for the writer where there are none.
-    """
+    """Uncommitted transactions and the direct predecessors that each waits for."""
 
     def __init__(self, keys: KeySets) -> None:
         self.keys = keys

@@ -87,10 +87,7 @@ class _Terminals:
 def _directory(
     scale: txn.Scale, seed: int
 ) -> dict[tuple[int, int, str], tuple[int, int]]:
-    """(w, d, last name) to (customer number, customers of that name).
-
-    The customer is the middle one by first name, rounded up (clause 2.5.2.2).
-    """
+    """Map (w, d, last name) to the middle customer and count (clause 2.5.2.2)."""
     bearers: dict[tuple[int, int, str], list[tuple[str, int]]] = {}
     for w in range(scale.warehouses):
         for d, names in enumerate(txn.customer_names(scale, seed, w)):
