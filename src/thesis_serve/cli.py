@@ -25,10 +25,10 @@ def chat(
     max_new_tokens: int = option(256, "Tokens of an answer."),
     pass_tokens: int = option(64, "Tokens of a message that share a pass."),
 ) -> None:
-    """Talk with a model that streams through a memory budget.
+    """Chat with a model that streams through a memory budget.
 
-    A message a line. /new begins another conversation; the end of the input, or
-    /exit, ends it. Ctrl-C stops an answer, which was not said then.
+    One message a line. /new starts another conversation; /exit, or the end of the
+    input, quits. Ctrl-C stops an answer and removes it from the conversation.
     """
     from thesis_lib.memory.decode.generate import Conversation, Writing
     from thesis_lib.memory.model.pretrained import read_tokenizer
@@ -126,11 +126,11 @@ def api(
     texts: Slots,
     address: Address,
 ) -> None:
-    """Serve a streamed model to OpenAI's clients, each in its turn or not at all.
+    """Serve a streamed model to OpenAI's clients.
 
-    A policy decides before a text is begun: who is refused is told so, with the latency
-    that is expected. Ends with SIGTERM or Ctrl-C, once whoever it has taken is
-    answered; the second one ends it at once.
+    A policy decides on each request before its text begins; a rejection reports the
+    predicted latency. SIGTERM or Ctrl-C ends it after the accepted requests, a second
+    one at once.
     """
     typer.echo("loading the libraries …", err=True)
     from thesis_serve.model.api import listen, serve_api

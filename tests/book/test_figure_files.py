@@ -127,7 +127,7 @@ DRAWINGS = {  # by function: a drawing, and numbers that it was given, in its ow
     "perplexity_by_ratio": (
         lambda draw: draw([0.9, 0.8], {"plain": [30.0, 99.0]}, 25.0),
         [0.9, 0.8, 30, 99, 25]),
-    "quantisation_levels": (
+    "quantization_levels": (
         lambda draw: draw([[-1.0, 0.25, 1.0]], {"NF4": [-1.0, 0.5]}), [-1.0, 0.5]),
     "bytes_and_perplexity": (
         lambda draw: draw(frame(f"bytes_percent {PERPLEXITY}", [28.5, 24, 22, 26],

@@ -34,18 +34,23 @@ def parse_slo_ms(name: str, text: str) -> float:
 
 
 class SequencerMiddleware:
-    """`app`, whose HTTP requests run when `controller` says so, or are refused.
+    """Let HTTP requests of `app` run when `controller` starts them, or reject them.
 
-    `kind` and `features` say of a request, by its ASGI scope, what service times may
-    depend on. Its objective is the shorter of two: that of its path in `slo_s`, in
-    seconds, and what its client says in the header `slo_header`, in milliseconds; with
-    neither, that of the sequencer. `free_paths` pass by the policy, as WebSockets do.
+    A rejection is a 503 with the predicted latency in `Retry-After` and in its body. A
+    client that disconnects while waiting gives up its place; later, its worker is busy
+    until the service ends. Failed services, with a status from 500, teach nothing.
 
-    A rejection is a 503 with the predicted latency, in `Retry-After` and in its JSON
-    body; a header that is no time is answered by a 400. A client that goes while it
-    waits gives up its place; one that goes later keeps its worker for as long as the
-    service works for it. A service that raises, or answers with a status from 500, has
-    failed, which teaches nothing. Raises InvalidInput for options that cannot be.
+    Args:
+        app: The ASGI application.
+        controller: The controller of its sequencer.
+        kind, features: Functions from the ASGI scope to what service times depend on.
+        slo_s: SLO by path, in seconds.
+        slo_header: Header in which a client may set a shorter SLO, in milliseconds; an
+            invalid one is answered with a 400.
+        free_paths: Paths that bypass the policy, as WebSockets do.
+
+    Raises:
+        InvalidInput: If an option is invalid.
     """
 
     def __init__(
@@ -155,10 +160,7 @@ class _Client:
         return await message
 
     async def stays_for(self, granted: asyncio.Future[bool]) -> bool:
-        """Wait until it is known whether a turn is granted; False if it went before.
-
-        It may send up to `_AHEAD` bytes meanwhile, and goes unseen beyond.
-        """
+        """Wait for a turn's decision; return False if the client disconnects."""
         while not granted.done() and self._bytes <= _AHEAD:
             self._next = self._coming()
             waits = {granted, self._next}

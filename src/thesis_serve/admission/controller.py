@@ -17,10 +17,9 @@ Ending = Literal["served", "failed", "left"]  # of a request; left: its client h
 
 
 class Refused(Exception):
-    """A request that the policy does not let in; `wait_s` is how long one would wait.
+    """Report that the policy rejects a request.
 
-    `predicted_s` is the latency that it would have had about: that wait and its own
-    service.
+    `wait_s` is the predicted wait in seconds, `predicted_s` that and its own service.
     """
 
     def __init__(self, wait_s: float, predicted_s: float) -> None:
@@ -32,11 +31,7 @@ class Refused(Exception):
 
     @property
     def retry_after_s(self) -> int:
-        """Whole seconds from 1 that a client should wait: the predicted latency.
-
-        A request that is rejected for its own service alone waits for no one, and its
-        client would be rejected again at once.
-        """
+        """Return the whole seconds, at least 1, that a rejected client should wait."""
         return max(1, ceil(self.predicted_s))
 
 
@@ -64,24 +59,30 @@ class Turn:
 
 
 class AdmissionController:
-    """`sequencer`, told the time by the running loop; a log at `log` if one is given.
+    """Run a sequencer on the clock of an event loop.
 
-    It belongs to one event loop and knows no threads. Who is kept back is decided on
-    again whenever somebody comes or ends, and at its deadline if nobody does; an open
-    batch when it is full or its timer is over. Raises InvalidInput for a sequencer that
-    another controller has, and for a log that cannot be written.
+    It belongs to one event loop and is not thread-safe. It decides again on held
+    requests whenever one arrives or ends, and at their deadlines.
 
-    >>> import asyncio
-    >>> from thesis_serve import AdmissionController, LiveSequencer
-    >>> control = AdmissionController(LiveSequencer("fifo", workers=1, slo_s=1))
-    >>> async def serve(name):
-    ...     async with control.turn():
-    ...         await asyncio.sleep(0.001)
-    ...         return name
-    >>> async def both():
-    ...     return await asyncio.gather(serve("a"), serve("b"))
-    >>> asyncio.run(both()), control.sequencer.counts.started
-    (['a', 'b'], 2)
+    Args:
+        sequencer: A sequencer that no other controller has.
+        log: New file for the log of decisions.
+
+    Raises:
+        InvalidInput: If the sequencer has a controller, or the log cannot be written.
+
+    Example:
+        >>> import asyncio
+        >>> from thesis_serve import AdmissionController, LiveSequencer
+        >>> control = AdmissionController(LiveSequencer("fifo", workers=1, slo_s=1))
+        >>> async def serve(name):
+        ...     async with control.turn():
+        ...         await asyncio.sleep(0.001)
+        ...         return name
+        >>> async def both():
+        ...     return await asyncio.gather(serve("a"), serve("b"))
+        >>> asyncio.run(both()), control.sequencer.counts.started
+        (['a', 'b'], 2)
     """
 
     def __init__(self, sequencer: LiveSequencer, log: Path | str | None = None) -> None:
@@ -106,10 +107,10 @@ class AdmissionController:
         self, kind: str = "", features: Sequence[float] = (),
         slo_s: float | None = None,
     ) -> AsyncIterator[None]:  # fmt: skip
-        """Wait for a worker, and have it inside; raises Refused where none is granted.
+        """Wait for a worker and hold it inside the block.
 
-        What is left by an exception has failed, what is cancelled has no client any
-        more, and neither teaches anything.
+        Raises Refused if the policy rejects the request. A service that raises or is
+        cancelled teaches the policy nothing.
         """
         turn = self.ask(kind, features, slo_s)
         ending: Ending = "left"

@@ -59,18 +59,22 @@ class _Regression:
 
 
 class OnlineEstimator:
-    """Service times in seconds, for each kind by its `features` numbers.
+    """Learn service times in seconds while serving, for each kind of request.
 
-    A feature enters as its inverse hyperbolic sine: like a logarithm, but of zero and
-    of negative values as well. Of a kind that has not been served yet, what is known of
-    all kinds is said, and before anything has been served, `first_s`. It remembers
-    about `window` requests of a kind, and the 256 kinds that were served last.
+    A feature enters as its inverse hyperbolic sine. A new kind gets the prediction of
+    all kinds. It remembers the last 256 kinds.
 
-    >>> from thesis_serve import OnlineEstimator
-    >>> learns = OnlineEstimator(0, first_s=0.02)
-    >>> learns.learn("/orders", (), 0.05)
-    >>> round(learns.predict("/orders", ()), 3), round(learns.predict("/new", ()), 3)
-    (0.05, 0.05)
+    Args:
+        features: Number of features.
+        first_s: Prediction in seconds before anything is served.
+        window: Requests of a kind that it remembers, about.
+
+    Example:
+        >>> from thesis_serve import OnlineEstimator
+        >>> learns = OnlineEstimator(0, first_s=0.02)
+        >>> learns.learn("/orders", (), 0.05)
+        >>> round(learns.predict("/orders", ()), 3)
+        0.05
     """
 
     def __init__(self, features: int, *, first_s: float, window: int = 500) -> None:

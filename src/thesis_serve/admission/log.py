@@ -27,12 +27,11 @@ _SAYS = logging.getLogger(__name__)
 
 
 class DecisionLog:
-    """A new file at `path` that every event of `sequencer` is written to.
+    """Write every event of `sequencer` to a new file at `path`.
 
-    A line is handed to the system at once, so a process that is killed loses none
-    that it has answered. Where the disk is full the log ends with its last whole line
-    and says so in the log of the process; requests are served on. Raises InvalidInput
-    where there is a file already.
+    Each line is written at once, so that a killed process loses no answered request.
+    If the disk is full, the log ends with its last whole line and serving continues.
+    Raises InvalidInput if the file exists or cannot be written.
     """
 
     def __init__(self, path: Path | str, sequencer: LiveSequencer) -> None:
@@ -85,11 +84,14 @@ class Replayed:
 
 
 def replay(path: Path | str, policy: str | OwnRule | None = None) -> Replayed:
-    """Tell a new sequencer the events of a log, and compare what it decides.
+    """Replay a log of decisions in a new sequencer, up to the first difference.
 
-    It ends at the first difference. `policy` stands in the place of the one that the
-    log names, and is needed where that was a function. A last line that was cut by a
-    kill is left out. Raises InvalidInput for a file that is no log.
+    Args:
+        path: The log; a last line that a kill cut short is ignored.
+        policy: Policy instead of the logged one; required if that was a function.
+
+    Raises:
+        InvalidInput: If the file is not a log.
     """
     events = started = refused = 0
     differs_at = fault = None
@@ -111,9 +113,9 @@ def is_as_logged(entry: dict[str, Any], decided: Decided) -> bool:
 def retell(
     path: Path, policy: str | OwnRule | None
 ) -> Iterator[tuple[int, dict[str, Any], Decided, LiveSequencer]]:
-    """Yield line number and event of a log, what a new sequencer decides, and it.
+    """Yield line number, event, and the decision of a new sequencer for each event.
 
-    Raises InvalidInput for what is no log, and by its line for what is no event.
+    Raises InvalidInput for an invalid log or event, which it names by line.
     """
     entries = _entries(path)
     first = next(entries, {})

@@ -94,10 +94,9 @@ def seconds(name: str, value: object) -> float:
 
 
 def at_hand(policy: Policy, workers: int) -> Policy:
-    """The policy `policy` with no request past it that no worker has.
+    """Return a policy that never passes a request on before a worker is free.
 
-    So whoever waits can still be refused, passed or gone. One that decides once, at an
-    arrival, by what is past it, has it behind it.
+    So a waiting request can still be rejected, overtaken or withdrawn.
     """
     code = policy.code
     if code is not None and code.kind in AT_ARRIVAL:
@@ -108,10 +107,7 @@ def at_hand(policy: Policy, workers: int) -> Policy:
 
 
 def _carry(old: State, new: State, slots: I64, to: I64) -> None:
-    """Repeat in `new`, which is idle, what happened in `old` to the slots `slots` (k,).
-
-    Slot i is called `to[i]` there. All that have not committed are among them.
-    """
+    """Repeat in the new `new` what happened in `old` to the slots (k,), as `to[i]`."""
     entries = np.flatnonzero(to[old.log[: old.progress[LOGGED]]] != NONE)
     logged = to[old.log[entries]]
     dispatch(new, logged, 0.0)
@@ -124,31 +120,35 @@ def _carry(old: State, new: State, slots: I64, to: I64) -> None:
 
 
 class LiveSequencer:
-    """A policy in front of a service that runs `workers` requests at a time.
+    """Run a policy in front of a service with `workers` requests at a time.
 
-    `name` is a policy, FILE.py:FUNCTION, or a function (`policy`); `slo_s` is the
-    objective of whoever brings none of its own, in seconds; of `most_waiting` or more
-    that wait already, the next is refused. `feature_names` are those of what is known
-    of a request before it runs; `estimator` learns from them while it serves. A policy
-    that waits for batches closes one with `batch_size` requests, or once its first has
-    waited for `flush_s` or the policy's own timer. `note` is called with every event.
-    No service takes less than `shortest_s`: a policy that explores, as `bid-price`
-    does, never does so with a request whose SLO is below that, or below the shortest
-    service of its kind so far. Times are seconds of any clock that does not go back.
+    Args:
+        name: A policy, FILE.py:FUNCTION, or a function (see `policy`).
+        workers: Requests that run at a time.
+        slo_s: SLO of requests without one of their own, in seconds.
+        most_waiting: Waiting requests above which the next one is rejected.
+        feature_names: Names of what is known of a request before it runs.
+        estimator: Estimator that learns from the features while it serves.
+        note: Function called with every event.
+        batch_size, flush_s: As in `SystemConfig`; a policy may set a shorter timer.
+        shortest_s: Least service time in seconds. A policy never explores with a
+            request whose SLO is shorter, or below the shortest service of its kind.
 
-    A rule of one's own that raises, or whose answer is no partition, is named in
-    `fault` and in the log of the process, and from there on requests are served first
-    come, first served. Raises InvalidInput for values out of range and for a policy
-    that waits for batches without a timer.
+    Raises:
+        InvalidInput: If a value is out of range, or a policy for batches has no timer.
 
-    >>> from thesis_serve import LiveSequencer
-    >>> live = LiveSequencer("bid-price", workers=1, slo_s=0.2)
-    >>> live.arrive(0, 0.00)
-    Decided(started=[0], refused=[])
-    >>> live.arrive(1, 0.01)
-    Decided(started=[], refused=[])
-    >>> live.end(0, 0.05)
-    Decided(started=[1], refused=[])
+    Times are seconds of any monotonic clock. If a function raises or does not partition
+    its batch, `fault` names it, and requests are then served first come, first served.
+
+    Example:
+        >>> from thesis_serve import LiveSequencer
+        >>> live = LiveSequencer("bid-price", workers=1, slo_s=0.2)
+        >>> live.arrive(0, 0.00)
+        Decided(started=[0], refused=[])
+        >>> live.arrive(1, 0.01)
+        Decided(started=[], refused=[])
+        >>> live.end(0, 0.05)
+        Decided(started=[1], refused=[])
     """
 
     def __init__(
@@ -232,10 +232,9 @@ class LiveSequencer:
         features: Sequence[float] = (), slo_s: float | None = None,
         estimate_s: float | None = None,
     ) -> Decided:  # fmt: skip
-        """Request `number`, new, wants to run; its deadline is `slo_s` from now.
+        """Add the new request `number`, whose deadline is `slo_s` from now.
 
-        `estimate_s` stands in the place of what the estimator would say of its `kind`
-        and `features`.
+        `estimate_s` replaces the estimator's prediction for its `kind` and `features`.
         """
         now_s = self._time(now_s)
         slo_s = self.slo_s if slo_s is None else seconds("slo_s", slo_s)
@@ -291,10 +290,9 @@ class LiveSequencer:
         return self._say(event, self._ask())
 
     def end(self, number: int, now_s: float, *, failed: bool = False) -> Decided:
-        """Request `number`, which was running, has been served, or has `failed`.
+        """Record that the running request `number` was served or has `failed`.
 
-        How long it took to fail says nothing of those that are served: it is not
-        learned, by a policy neither.
+        The time of a failed request teaches neither the estimator nor the policy.
         """
         now_s, i = self._time(now_s), self._place(number)
         require(self._runs(i), f"request {number} ends and has not started")
@@ -317,10 +315,9 @@ class LiveSequencer:
         return self._say({"end": int(number)}, self._ended(i))
 
     def leave(self, number: int, now_s: float) -> Decided:
-        """The client of `number` is gone, whatever it waited for.
+        """Remove the request `number`, whose client has disconnected.
 
-        Nothing is learned of how long its request took or would have taken: a policy
-        that learns decides as if it had not come.
+        Neither the estimator nor the policy learns from its time.
         """
         now_s, i = self._time(now_s), self._place(number)
         self.now_s = now_s
@@ -339,10 +336,9 @@ class LiveSequencer:
         return self._say({"leave": int(number)}, decided)
 
     def look(self, now_s: float) -> Decided:
-        """Nobody comes or ends, and time has passed: the policy may refuse who waits.
+        """Decide again on waiting requests between events; close a batch that is due.
 
-        `bid-price` refuses whoever is past its deadline. A batch that has waited for
-        long enough is closed.
+        `bid-price` rejects requests past their deadline.
         """
         self.now_s = self._time(now_s)
         if self._flush_due_s <= self.now_s:
@@ -373,10 +369,9 @@ class LiveSequencer:
 
     @property
     def next_look_s(self) -> float:
-        """When to `look` if nobody comes or ends before, or infinity.
+        """Return when to call `look` without an event before it, or infinity.
 
-        Just behind the first deadline to come of whom the policy keeps back, or when a
-        batch is closed that is not full.
+        It is just after the next deadline, or when an incomplete batch is due.
         """
         look_s = self._deadline_s[self._held] + LOOK_S
         first_s = np.min(look_s, initial=np.inf, where=look_s > self.now_s)
@@ -389,9 +384,9 @@ class LiveSequencer:
         return self._arrival_s[self._open[0]] + min(self.flush_s, self.policy.flush_s)
 
     def wait_s(self) -> float:
-        """About how long who came now would wait: all work over all workers.
+        """Predict the wait of a request that arrives now: all work over all workers.
 
-        Whatever has run for longer than was expected is taken to be half way.
+        A request that exceeds its prediction counts as half done.
         """
         if self.running < self.workers:
             return 0.0
@@ -434,12 +429,7 @@ class LiveSequencer:
         return float(now_s)
 
     def _is_hopeless(self, kind: str, slo_s: float, estimate_s: float) -> bool:
-        """Whether to reject a new request with which the policy might only explore.
-
-        Its SLO is below its estimate and below every service of its kind so far. While
-        none of its kind is served that bound falls at each such rejection, for services
-        may have become shorter; `shortest_s` stays.
-        """
+        """Return whether a new request could only explore: its SLO is too short."""
         if self.policy.control is None or slo_s >= estimate_s:
             return False
         if slo_s < self.shortest_s:
@@ -500,10 +490,7 @@ class LiveSequencer:
         self._forget(i)
 
     def _begun(self, before: int) -> tuple[list[int], list[int]]:
-        """Numbers of who started since so many had, and slots of who was gone.
-
-        Whoever is gone gives way at once.
-        """
+        """Return the numbers that started since, and slots of clients that left."""
         started, gone = [], []
         while before < self._state.progress[STARTED]:
             i = int(self._state.queue[before])
@@ -522,10 +509,7 @@ class LiveSequencer:
         del self._slot[number], self._about[number]
 
     def _ask(self, late: bool = False) -> Decided:
-        """What the policy says of whom it keeps back, new ones among them.
-
-        While nobody may be released it is asked only if somebody may be `late`.
-        """
+        """Ask the policy about held and new requests; if full, only about `late`."""
         state, ids = self._state, self._held
         flying, room = int(state.progress[LOGGED] - state.progress[COMMITTED]), len(ids)
         if self.policy.in_flight is not None:
@@ -609,11 +593,7 @@ class LiveSequencer:
         return np.sort(np.append(logged, waiting))
 
     def _make_room(self, slots: I64) -> None:
-        """Begin new columns with the slots `slots` (k,), and with all that was learned.
-
-        The columns of a look-ahead are as long as its log. A service has no last
-        request, so what has ended is left behind whenever they are full.
-        """
+        """Start new columns with the slots (k,) and all that was learned, once full."""
         k = len(slots)
         n = max(_ROOM, 2 * (k + 1))
         to = np.full(len(self._number), NONE)

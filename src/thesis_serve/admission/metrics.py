@@ -18,7 +18,7 @@ _SAYS = {
 
 
 class SequencerMetrics:
-    """Counters and gauges of `sequencer`, to be registered with a registry."""
+    """Export counters and gauges of `sequencer` to a Prometheus registry."""
 
     def __init__(self, sequencer: LiveSequencer) -> None:
         self.sequencer = sequencer

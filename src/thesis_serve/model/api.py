@@ -107,10 +107,7 @@ class _Asked(_Strict):
         return [value] if isinstance(value, str) else value
 
     def writing(self, number: int) -> Writing:
-        """How its text is continued: by `number`, the request's, if no seed is given.
-
-        Without a temperature, or of 0, by the likeliest tokens.
-        """
+        """Return how to continue a text: greedily, or seeded by `number` by default."""
         heat = self.temperature or None
         top_p = 1.0 if self.top_p is None or self.temperature == 0 else self.top_p
         seed = number if self.seed is None else self.seed
@@ -395,25 +392,30 @@ class _Api:
 
 
 def openai_api(service: ModelService, key: str | None = None) -> Starlette:
-    """An ASGI application in front of `service`, which is entered already.
+    """Return an ASGI application with OpenAI's API for an entered `service`.
 
-    `/v1/completions`, `/v1/chat/completions` and `/v1/models` as OpenAI's clients know
-    them, `/health` and `/metrics`. With a `key` clients have to send it. The header
-    `X-Slo-Ms` says in how many milliseconds an answer is of use. A
-    rejection is a 503 with the predicted latency, in `Retry-After` and in its body.
+    It answers `/v1/completions`, `/v1/chat/completions`, `/v1/models`, `/health` and
+    `/metrics`. The header `X-Slo-Ms` sets an SLO in milliseconds. A rejection is a 503
+    with the predicted latency, in `Retry-After` and in its body.
 
-    >>> import asyncio
-    >>> import httpx
-    >>> from thesis_serve import ModelService, openai_api
-    >>> async def ask(**said):
-    ...     async with ModelService("smollm2", 96 * 2**20, context=32) as service:
-    ...         here = httpx.ASGITransport(openai_api(service))
-    ...         async with httpx.AsyncClient(transport=here) as client:
-    ...             found = await client.post("http://t/v1/completions", json=said)
-    ...             return found.json()
-    >>> said = asyncio.run(ask(model="smollm2", prompt="The capital of France is"))
-    >>> said["choices"][0]["text"].split(".")[0].strip(), said["usage"]["total_tokens"]
-    ('Paris', 21)
+    Args:
+        service: The model service, entered.
+        key: Key that clients have to send; None for none.
+
+    Example:
+        >>> import asyncio
+        >>> import httpx
+        >>> from thesis_serve import ModelService, openai_api
+        >>> async def complete(**body):
+        ...     async with ModelService("smollm2", 96 * 2**20, context=32) as service:
+        ...         here = httpx.ASGITransport(openai_api(service))
+        ...         async with httpx.AsyncClient(transport=here) as client:
+        ...             answer = await client.post("http://t/v1/completions", json=body)
+        ...             return answer.json()
+        >>> question = {"model": "smollm2", "prompt": "The capital of France is"}
+        >>> answer = asyncio.run(complete(**question))
+        >>> answer["choices"][0]["text"].split(".")[0].strip()
+        'Paris'
     """
     _require_key(key)
     require(
@@ -539,10 +541,9 @@ def _require_key(key: str | None) -> None:
 
 
 def listen(host: str, port: int, key: str | None = None) -> socket.socket:
-    """A socket to serve on; port 0 finds a free one.
+    """Open a socket to serve on; port 0 finds a free one.
 
-    Raises InvalidInput for an address that is taken, and for one beyond this machine
-    without a `key`.
+    Raises InvalidInput if the address is taken, or is public without a `key`.
     """
     _require_key(key)
     require(
@@ -564,9 +565,9 @@ async def serve_api(
     service: ModelService, listens: socket.socket, key: str | None = None,
     ready: Callable[[], None] = lambda: None,
 ) -> None:  # fmt: skip
-    """Serve on a socket until SIGINT or SIGTERM, answer whom it has taken, and return.
+    """Serve on a socket until SIGINT or SIGTERM, finish accepted requests, and return.
 
-    A second signal ends it at once. `ready` is called when requests are taken.
+    A second signal ends it at once. `ready` is called when it accepts requests.
     """
     app = openai_api(service, key)
     config = uvicorn.Config(app, log_level="warning", lifespan="off")

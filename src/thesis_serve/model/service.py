@@ -44,7 +44,7 @@ class ModelLost(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A text to be continued, `tokens`, by `most_tokens` at most."""
+    """Request a continuation of `tokens` by at most `most_tokens` tokens."""
 
     tokens: Sequence[int]
     most_tokens: int
@@ -61,12 +61,11 @@ class Ended:
 
 
 class PassEstimator:
-    """Seconds of a request by its passes and the tokens computed in them, at most.
+    """Predict the seconds of a request from its passes and the tokens in them.
 
-    Two things are learned of each kind: how long a pass takes, by how many of its
-    tokens are computed in one, `pass_s` before anything has been served; and which
-    share of its passes a request uses, by their number, as texts end where they end.
-    Whoever comes during a pass waits for the next one: half a pass, on average.
+    It learns, for each kind, the time of a pass by the tokens computed in it (`pass_s`
+    at first), and the share of its passes that a request uses. A request that arrives
+    during a pass waits half a pass on average.
     """
 
     features = len(_FEATURES)
@@ -131,30 +130,36 @@ class Answer:
 
 @dataclass(eq=False, repr=False)
 class ModelService:
-    """A checkpoint that writes for up to `slots` clients at once in `device_bytes`.
+    """Serve a checkpoint to up to `slots` clients at once, as an async context manager.
 
-    An asynchronous context manager. `policy`, `slo_s`, `flush_s` and `most_waiting` are
-    those of `LiveSequencer`, whose workers are the slots: it says who begins and who is
-    refused, so that answers are whole within `slo_s` seconds. Each slot has room for
-    `context` positions, prompt and answer together, and all of them are part of the
-    plan: whoever comes and goes, the device holds no more, which a graphics card
-    enforces, and on a processor with `metered` a meter of every tensor, for a longer
-    pass. A text has the same bits whatever else is written. `log` is a new file for
-    the log of decisions. `report` is called with a phrase as each stage of opening
-    begins, from any thread.
+    A text has the same bits whatever else is written. All slots are part of the plan,
+    which a graphics card enforces, and on a processor a meter with `metered`.
 
-    Entering raises InvalidInput and PlanInfeasible as `open_streamed` does.
+    Args:
+        checkpoint, device_bytes, host_bytes, ring, pass_tokens, device, verify: As in
+            `open_streamed`.
+        policy, slo_s, most_waiting, flush_s: As in `LiveSequencer`, whose workers are
+            the slots. An answer is on time if it is complete within `slo_s` seconds.
+        slots: Clients at once.
+        context: Positions of a slot, prompt and answer together.
+        metered: Whether a meter counts every tensor; passes take longer.
+        log: New file for the log of decisions.
+        report: Function called with the name of each stage of opening.
 
-    >>> import asyncio
-    >>> from thesis_lib.memory.decode.generate import Writing
-    >>> from thesis_serve import Ask, ModelService
-    >>> async def ask():
-    ...     async with ModelService("smollm2", 96 * 2**20, context=32) as service:
-    ...         asked = Ask(service.encode("The capital of France is"), 4, Writing())
-    ...         async with service.answer(asked) as pieces:
-    ...             return "".join([piece async for piece in pieces])
-    >>> asyncio.run(ask()).strip()
-    'Paris.'
+    Raises:
+        InvalidInput, PlanInfeasible: On entering, as `open_streamed`.
+
+    Example:
+        >>> import asyncio
+        >>> from thesis_lib.memory.decode.generate import Writing
+        >>> from thesis_serve import Ask, ModelService
+        >>> async def ask():
+        ...     async with ModelService("smollm2", 96 * 2**20, context=32) as service:
+        ...         tokens = service.encode("The capital of France is")
+        ...         async with service.answer(Ask(tokens, 4, Writing())) as pieces:
+        ...             return "".join([piece async for piece in pieces])
+        >>> asyncio.run(ask()).strip()
+        'Paris.'
     """
 
     checkpoint: str
@@ -269,10 +274,10 @@ class ModelService:
     async def answer(
         self, ask: Ask, slo_s: float | None = None
     ) -> AsyncIterator[Answer]:
-        """Wait for a slot, then the pieces of the text; leaving ends it where it is.
+        """Wait for a slot, then yield the text in pieces; leaving the block ends it.
 
-        Raises InvalidInput as `check`, Refused where the policy lets nobody in, and
-        ModelLost where the model is gone.
+        Raises InvalidInput as `check`, Refused if the policy rejects the request, and
+        ModelLost if the model has failed.
         """
         self._require_model()
         self.check(ask)

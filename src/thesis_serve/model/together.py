@@ -50,11 +50,9 @@ class Lane(greenlet):
         self._draws = {each: each.get_state() for each in generators}
 
     def go_on(self, *given: Weights | Tensor, draws: bool = True) -> None:
-        """Compute with what was needed to what is next, with draws of its own.
+        """Continue with the next weights or tensor, and the sequence's generator.
 
-        It takes time to change them, which whoever will draw nothing saves.
-
-        Raises StoreDamaged, which is nobody's own failure.
+        Switching generators takes time, so do it only for `draws`. Raises StoreDamaged.
         """
         with self._drawing() if draws else nullcontext():
             try:
@@ -119,10 +117,10 @@ class Together:
 
     @torch.no_grad()
     def join(self, write: Callable[[], Any]) -> Lane:
-        """Begin what `write` writes; it has part in the next pass.
+        """Start the sequence `write`, which takes part in the next pass.
 
-        Raises InvalidInput where as many texts as the plan allows are written, and
-        StoreDamaged as `step`.
+        Raises InvalidInput if the plan allows no more sequences, and StoreDamaged as
+        `step`.
         """
         require(
             len(self.lanes) < self.model.plan.batch,
@@ -149,10 +147,10 @@ class Together:
 
     @torch.no_grad()
     def step(self) -> list[Lane]:
-        """One pass for all; returns whose texts ended with it.
+        """Run one pass for all sequences; return those that ended with it.
 
-        What one of them raises is its `failure` and concerns no other. Raises
-        StoreDamaged, and ends all, where a layer cannot be read.
+        An exception in one sequence is its `failure` and affects no other. Raises
+        StoreDamaged, and ends all, if a layer cannot be read.
         """
         lanes, first = list(self.lanes), True
         try:

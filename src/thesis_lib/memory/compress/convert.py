@@ -349,24 +349,29 @@ def compress_checkpoint(
     context: int = CONTEXT,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Write `checkpoint` smaller into the new folder `out`, as the command prints it.
+    """Write a compressed copy of a checkpoint into a new folder.
 
-    `how` is the word of a format, nf4, int8 or lossless, or a `CompressionConfig`.
+    Args:
+        checkpoint: A folder, a GGUF file or "smollm2".
+        out: The new folder.
+        how: A format, "nf4", "int8" or "lossless", or a `CompressionConfig`.
+        tokens: Tokens scored of each held-out text; 0 for none.
+        context: Tokens in each window of the perplexity.
+        progress: Function called with the layers done and their number.
 
-    Returns the bytes of the tensors and the perplexities before and after, of `tokens`
-    tokens of each held-out text in windows of `context`, through streamed models:
-    `domains` has those of all by the name of the domain, since a calibration serves
-    texts like its own best, `perplexity_before` and `perplexity_after` are those of the
-    first, *Sense and Sensibility*. Without `tokens`, or for a checkpoint without a
-    tokenizer, they are None and `domains` is empty.
+    Returns:
+        The bytes of the tensors and the perplexities before and after, by streamed
+        models: of the first text, and in `domains` of all. They are None, and `domains`
+        is empty, without `tokens` or a tokenizer.
 
-    Raises InvalidInput for more tokens than a text has, and as `write_compressed` does,
-    with nothing written then.
+    Raises:
+        InvalidInput: If a text has fewer tokens, and as `write_compressed`.
 
-    >>> from thesis_lib.memory import compress_checkpoint
-    >>> said = compress_checkpoint("smollm2", folder / "nf4", "nf4", tokens=0)
-    >>> round(said["bytes_after"] / said["bytes_before"], 2)
-    0.42
+    Example:
+        >>> from thesis_lib.memory import compress_checkpoint
+        >>> report = compress_checkpoint("smollm2", folder / "nf4", "nf4", tokens=0)
+        >>> round(report["bytes_after"] / report["bytes_before"], 2)
+        0.42
     """
     folder = checkpoint_folder(checkpoint)
     config = CompressionConfig(how) if isinstance(how, str) else how

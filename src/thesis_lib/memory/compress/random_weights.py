@@ -49,27 +49,35 @@ def synthesize(
     kind: str = "dense",
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Write a checkpoint of a geometry with Gaussian weights into the new folder `out`.
+    """Write a checkpoint of a geometry with Gaussian weights into a new folder.
 
-    Matrices have mean 0 and the standard deviation 0.02, or less where a matrix has
-    more inputs than that keeps at unit gain; norms are one. `kind` is that of a format
-    which needs nothing else, "dense" for bfloat16. `layers` cuts the stack. With
-    `distinct_layers` D the file of layer l >= D is a hard link to that of layer
-    l mod D, and index and manifest say so: the stack is as long to read and shorter
-    to store. A layer depends on `seed` and on its number alone.
+    Matrices have mean 0 and standard deviation 0.02, or less to keep unit gain; norms
+    are one. A layer depends on `seed` and on its number alone. One rename completes
+    the folder.
 
-    All or nothing: the work is done beside `out`, a layer in memory at a time, and
-    takes its place by one rename. `progress` hears of layers done and of all. Returns
-    `bytes` of all names, `distinct_bytes` of the files under them and `layers`.
+    Args:
+        model: A geometry or its name.
+        out: The new folder.
+        distinct_layers: Number of different layers; the files of others are hard links
+            to these, in turn. None for all.
+        layers: Number of layers; None for those of the geometry.
+        seed: Seed of the weights.
+        kind: Format of the weights, "dense" for bfloat16.
+        progress: Function called with the layers done and their number.
 
-    Raises InvalidInput for an unknown geometry, for numbers out of range, for a target
-    that exists and, before anything is written, for a disk that is too small.
+    Returns:
+        `bytes` of all files, `distinct_bytes` without links, and `layers`.
 
-    >>> from thesis_lib.memory import ModelSpec, synthesize
-    >>> spec = ModelSpec("tiny", layers=2, hidden=64, intermediate=128, heads=4,
-    ...                  kv_heads=2, head_dim=16, vocab=256, tied=True)
-    >>> synthesize(spec, folder / "tiny")["layers"]
-    2
+    Raises:
+        InvalidInput: If the geometry is unknown, a number is out of range, the target
+            exists, or the disk is too small; nothing is written then.
+
+    Example:
+        >>> from thesis_lib.memory import ModelSpec, synthesize
+        >>> spec = ModelSpec("tiny", layers=2, hidden=64, intermediate=128, heads=4,
+        ...                  kv_heads=2, head_dim=16, vocab=256, tied=True)
+        >>> synthesize(spec, folder / "tiny")["layers"]
+        2
     """
     require_count("seed", seed, 0)
     spec = geometry(model) if isinstance(model, str) else model

@@ -286,18 +286,26 @@ def generate_text(
     writing: Writing = GREEDY,
     tell: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Continuation of `prompt` by a streamed model, as the command prints it.
+    """Continue `prompt` with a streamed model.
 
-    The meter enforces `device_bytes` throughout. Stops at the end-of-text token. `tell`
-    hears the text as it comes. Several prompts share each pass over the weights:
-    "texts" has their continuations then, in the place of "text". The fraction of the
-    link is the time of the same reads without computing over the time of a decoding
-    step.
+    Args:
+        checkpoint: A folder, a GGUF file or "smollm2".
+        device_bytes: Device memory, which a meter enforces.
+        prompt: One text or several, which share each pass over the weights.
+        max_new_tokens: Most tokens; an end-of-text token ends the text before.
+        streaming: Host memory, staging buffers and device.
+        writing: Temperature and seed of sampling; greedy by default.
+        tell: Function called with each piece of text.
 
-    >>> from thesis_lib.memory import generate_text
-    >>> said = generate_text("smollm2", 96 * 2**20, "The capital of France is", 4)
-    >>> said["text"].strip(), said["device_peak_bytes"] <= 96 * 2**20
-    ('Paris.', True)
+    Returns:
+        The dictionary that `thesis generate --json` prints: "text", or "texts" of
+        several prompts, and the measured times, bytes and fraction of the link.
+
+    Example:
+        >>> from thesis_lib.memory import generate_text
+        >>> result = generate_text("smollm2", 96 * 2**20, "The capital of France is", 4)
+        >>> result["text"].strip(), result["device_peak_bytes"] <= 96 * 2**20
+        ('Paris.', True)
     """
     one = isinstance(prompt, str)
     require(one or tell is None, "several texts at once cannot be told as they come")

@@ -271,16 +271,20 @@ def speculate_text(
     draft: str | None = None,
     streaming: Streaming = STREAMING,
 ) -> dict[str, Any]:
-    """As `generate_text`, several tokens a pass: the same text, and what it took.
+    """Continue `prompt` as `generate_text` does, with several tokens in a pass.
 
-    Proposals come from the text itself, or from the checkpoint `draft`, which then is
-    resident on the same device. Raises InvalidInput for a draft of another vocabulary
-    and for a model whose generation is not plainly greedy.
+    The text is the same. Proposals come from the text itself or from `draft`, a
+    checkpoint that is resident on the same device.
 
-    >>> from thesis_lib.memory import speculate_text
-    >>> said = speculate_text("smollm2", 96 * 2**20, "One, two, three. One, two,", 4)
-    >>> said["text"]
-    ' three, four,'
+    Raises:
+        InvalidInput: If the draft has another vocabulary, or the model's generation is
+            not plainly greedy.
+
+    Example:
+        >>> from thesis_lib.memory import speculate_text
+        >>> prompt = "One, two, three. One, two,"
+        >>> speculate_text("smollm2", 96 * 2**20, prompt, 4)["text"]
+        ' three, four,'
     """
     device = streaming.device
     folder, tokenizer, tokens, _ = read_prompts(

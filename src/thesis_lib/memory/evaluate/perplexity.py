@@ -96,21 +96,27 @@ def _of_windows(nll: F64, counts: I64) -> Interval:
 def perplexity(
     model: Callable[[Tensor], Any], tokens: Tensor, context: int
 ) -> Perplexity:
-    """Perplexity of a causal model on one text, tokens (n,).
+    """Return the perplexity of a causal model on one text.
 
-    Windows of at most `context` inputs do not overlap; each scores the tokens that
-    follow its inputs, so that all but the first token of the text are scored once.
-    `model` maps ids (1, t) to logits (1, t, vocabulary), or to an object that has them
-    as `logits`.
+    Windows do not overlap. Each scores the tokens that follow its inputs, so that every
+    token except the first is scored once.
 
-    Raises InvalidInput for a context that is not positive, fewer than two tokens, and
-    tokens that are no numbers of the vocabulary.
+    Args:
+        model: Function from ids (1, t) to logits (1, t, vocabulary), or to an object
+            with `logits`.
+        tokens: Token ids (n,).
+        context: Most inputs in a window.
 
-    >>> import torch
-    >>> from thesis_lib.memory import perplexity
-    >>> uniform = lambda ids: torch.zeros(1, ids.shape[1], 50)  # knows nothing
-    >>> round(perplexity(uniform, torch.arange(20), context=8).value, 3)
-    50.0
+    Raises:
+        InvalidInput: If the context is not positive, there are fewer than two tokens,
+            or a token is outside the vocabulary.
+
+    Example:
+        >>> import torch
+        >>> from thesis_lib.memory import perplexity
+        >>> uniform = lambda ids: torch.zeros(1, ids.shape[1], 50)
+        >>> round(perplexity(uniform, torch.arange(20), context=8).value, 3)
+        50.0
     """
     require_count("context", context)
     require(

@@ -46,25 +46,27 @@ def measure_machine(
     rounds: int = 5,
     ring: int = 3,
 ) -> Machine:
-    """The rates of this machine for one checkpoint, with no layer resident.
+    """Measure the rates of this machine for one checkpoint, with no layer resident.
 
-    Steps of each number of `tokens` take turns with the same reads alone, `rounds`
-    times, each after one of its kind, which leaves the ring as full as the next one
-    will find it; none is longer than the positions that the model was made for. What
-    the two take from each other comes from whole steps: `drag` from how much longer
-    the shortest takes than the reads right before it, where it reads longer than it
-    passes over the weights, `theft` from how much longer the longest computes than
-    without reading beside it. `spread` is half the range of the middle half of the
-    drains, over their median: how far this disk agrees with itself.
+    Steps of each length and reads alone take turns. `drag` is how much a pass over
+    the weights slows reading, and `theft` how much reading slows a pass. `spread` is
+    half the interquartile range of the reads over their median.
 
-    The ring is shorter than the model, or nothing would move. Raises InvalidInput for a
-    model of one layer, and for fewer than two numbers of `tokens`.
+    Args:
+        folder: Path of a checkpoint with at least two layers.
+        tokens: At least two lengths of steps, in tokens.
+        rounds: Measurements of each length.
+        ring: Number of staging buffers, fewer than the layers.
 
-    >>> from thesis_lib.memory import measure_machine
-    >>> from thesis_lib.memory.model import smollm2
-    >>> machine = measure_machine(smollm2.checkpoint(), tokens=(1, 16), rounds=1)
-    >>> machine.disk_bytes_per_s > 0
-    True
+    Raises:
+        InvalidInput: If there is one layer only, or one length.
+
+    Example:
+        >>> from thesis_lib.memory import measure_machine
+        >>> from thesis_lib.memory.model import smollm2
+        >>> machine = measure_machine(smollm2.checkpoint(), tokens=(1, 16), rounds=1)
+        >>> machine.disk_bytes_per_s > 0
+        True
     """
     longest = ModelSpec.from_config(Path(folder)).most_positions
     if longest:

@@ -70,18 +70,19 @@ _ENDLESS = 2**31  # positions that no model has: a number that says nothing
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """The geometry of a uniform stack of decoder layers.
+    """Describe the geometry of a uniform stack of decoder layers.
 
     A gated feed-forward block has three matrices (LLaMA), a plain one two (OPT).
     `positions` counts the rows of a learned position table, 0 for rotary ones;
-    `context` the positions that the model was made for, 0 where nothing says.
-    `architecture` is transformers' model_type.
+    `context` the positions that the model was made for, 0 if unknown. `architecture`
+    is transformers' model_type.
 
-    >>> from thesis_lib.memory import ModelSpec
-    >>> spec = ModelSpec("tiny", layers=2, hidden=64, intermediate=128, heads=4,
-    ...                  kv_heads=2, head_dim=16, vocab=256, tied=True)
-    >>> spec.parameters, spec.layer_bytes
-    (90432, 73984)
+    Example:
+        >>> from thesis_lib.memory import ModelSpec
+        >>> spec = ModelSpec("tiny", layers=2, hidden=64, intermediate=128, heads=4,
+        ...                  kv_heads=2, head_dim=16, vocab=256, tied=True)
+        >>> spec.parameters, spec.layer_bytes
+        (90432, 73984)
     """
 
     name: str
@@ -348,14 +349,15 @@ def _longest(config: dict[str, Any], path: Path) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What a plan needs to know of a machine. Sizes in bytes, rates per second.
+    """Describe a machine to a plan: sizes in bytes, rates per second.
 
-    `host_bytes` is host memory that may hold weights, apart from the device. Where
-    the device is the processor itself, layers come straight from the disk.
+    `host_bytes` is host memory that may hold weights, apart from the device. If the
+    device is the processor itself, layers come straight from the disk.
 
-    >>> from thesis_lib.memory import Machine
-    >>> Machine(device_bytes=8 * 2**30, disk_bytes_per_s=3e9).host_bytes
-    0
+    Example:
+        >>> from thesis_lib.memory import Machine
+        >>> Machine(device_bytes=8 * 2**30, disk_bytes_per_s=3e9).host_bytes
+        0
     """
 
     device_bytes: int
@@ -435,11 +437,15 @@ def geometries() -> tuple[str, ...]:
 
 
 def geometry(name: str) -> ModelSpec:
-    """A published geometry in 16-bit weights. Raises InvalidInput for another name.
+    """Return a published geometry in 16-bit weights.
 
-    >>> from thesis_lib.memory import geometry
-    >>> llama = geometry("llama-65b")
-    >>> llama.layers, round(llama.total_bytes / 1e9, 1)  # 16-bit weights, GB
-    (80, 130.6)
+    Raises:
+        InvalidInput: If no published geometry has this name.
+
+    Example:
+        >>> from thesis_lib.memory import geometry
+        >>> llama = geometry("llama-65b")
+        >>> llama.layers, round(llama.total_bytes / 1e9, 1)  # 16-bit weights, GB
+        (80, 130.6)
     """
     return _GEOMETRIES[choice("model", name, _GEOMETRIES)]

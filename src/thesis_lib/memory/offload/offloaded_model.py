@@ -71,26 +71,32 @@ class _StreamedLayer(nn.Module):
 
 
 class StreamedModel:
-    """A checkpoint that runs inside a plan's device memory.
+    """Run a checkpoint inside a plan's device memory, as a context manager.
 
-    A context manager: entering allocates the buffers, reads what stays resident and
-    starts to fill the ring; leaving closes the files. `model` is the transformers
-    model, whose `generate` is `generate` here. Logits are bitwise those of the
-    resident transformers model for the same dtype, shapes and chunking.
+    Entering allocates the buffers, reads the resident layers and starts to fill the
+    ring; leaving closes the files. `model` is the transformers model. Logits are
+    bitwise those of the resident model for the same dtype, shapes and chunking.
 
-    `device` is "cpu" or "cuda". With `verify` every byte of the files is hashed
-    first. Raises InvalidInput for another architecture, for a plan of another
-    checkpoint, and for a step that the plan does not cover; StoreDamaged for files
-    that are not what they were.
+    Args:
+        folder: Path of the checkpoint.
+        plan: A plan of `plan_checkpoint`.
+        device: "cpu" or "cuda".
+        verify: Whether to compare every file with its hash first.
 
-    >>> import torch
-    >>> from thesis_lib.memory import Machine, StreamedModel, plan_checkpoint
-    >>> from thesis_lib.memory.model import smollm2
-    >>> checkpoint = smollm2.checkpoint()
-    >>> plan = plan_checkpoint(checkpoint, Machine(96 * 2**20, 1e9), pass_tokens=4)
-    >>> with StreamedModel(checkpoint, plan) as model:
-    ...     model.logits(torch.tensor([[1, 2, 3, 4]])).shape
-    torch.Size([1, 4, 49152])
+    Raises:
+        InvalidInput: If the architecture is not supported, the plan is of another
+            checkpoint, or a step exceeds the plan.
+        StoreDamaged: If a file has changed.
+
+    Example:
+        >>> import torch
+        >>> from thesis_lib.memory import Machine, StreamedModel, plan_checkpoint
+        >>> from thesis_lib.memory.model import smollm2
+        >>> checkpoint = smollm2.checkpoint()
+        >>> plan = plan_checkpoint(checkpoint, Machine(96 * 2**20, 1e9), pass_tokens=4)
+        >>> with StreamedModel(checkpoint, plan) as model:
+        ...     model.logits(torch.tensor([[1, 2, 3, 4]])).shape
+        torch.Size([1, 4, 49152])
     """
 
     def __init__(
@@ -463,17 +469,20 @@ def plan_checkpoint(
     ring: int | None = 3,
     **step: Unpack[Step],
 ) -> MemoryPlan:
-    """As `plan`, for a checkpoint: with the sizes of the reads that its files need.
+    """Plan as `plan` does, with the read sizes of a checkpoint's files.
 
-    Where the token table and the output head do not fit, they stay on the disk, as
-    `MemoryPlan` says; with `rollback` they do not.
-    Raises InvalidInput for another architecture before a file of weights is opened.
+    If the token table and the output head do not fit, they stay on the disk (see
+    `MemoryPlan`), except with `rollback`.
 
-    >>> from thesis_lib.memory import Machine, plan_checkpoint
-    >>> from thesis_lib.memory.model import smollm2
-    >>> made = plan_checkpoint(smollm2.checkpoint(), Machine(96 * 2**20, 1e9))
-    >>> made.resident_layers, made.disk_layers
-    (1, 29)
+    Raises:
+        InvalidInput: If the architecture is not supported, before weights are opened.
+
+    Example:
+        >>> from thesis_lib.memory import Machine, plan_checkpoint
+        >>> from thesis_lib.memory.model import smollm2
+        >>> chosen = plan_checkpoint(smollm2.checkpoint(), Machine(96 * 2**20, 1e9))
+        >>> chosen.resident_layers, chosen.disk_layers
+        (1, 29)
     """
     spec = ModelSpec.from_config(folder)
     with SafetensorsStore(folder) as store:
@@ -512,24 +521,35 @@ def open_streamed(  # nine: the words of `from_pretrained`, in the place of it
     device: str | torch.device = "cpu",
     verify: bool = False,
 ) -> StreamedModel:
-    """A checkpoint for transformers' `generate`, in `device_bytes`, or a refusal.
+    """Open a checkpoint for transformers' `generate` within `device_bytes`.
 
-    To be used in a `with` statement, in the place of `from_pretrained`. A checkpoint
-    is a folder, a GGUF file or "smollm2", the packaged model. Memory is in bytes or in
-    words, such as "8GiB". `batch` counts sequences, beams included;
-    `context` positions, prompt and answer together; a prompt longer than `pass_tokens`
-    goes in several passes. `ring` is as in `plan`. What was chosen and why, the `plan`
-    of the model says in a line. Raises PlanInfeasible before anything is allocated.
+    Use it in a `with` statement instead of `from_pretrained`. The `plan` of the model
+    prints in one line what stays and why.
 
-    >>> import torch
-    >>> from thesis_lib.memory import open_streamed
-    >>> prompt = torch.tensor([[504, 3575, 282]])
-    >>> with open_streamed("smollm2", "96MiB", context=8) as model:
-    ...     print(model.plan)
-    ...     model.generate(prompt, max_new_tokens=3, do_sample=False)
-    smollm2: 2 of 30 layers stay, as many as fit beside 3 staging buffers; 28 from the
-    disk for each step; at most 90 MiB of 96 MiB
-    tensor([[ 504, 3575,  282,  260, 1797, 1918]])
+    Args:
+        checkpoint: A folder, a GGUF file or "smollm2", the packaged model.
+        device_bytes: Device memory in bytes or as text, such as "8GiB".
+        host_bytes: Host memory that may hold layers, likewise.
+        batch: Sequences, beams included.
+        context: Positions of a sequence, prompt and answer together.
+        ring: Staging buffers; None for as many as fit, at most three.
+        pass_tokens: Tokens in a pass; a longer prompt takes several passes.
+        device: "cpu" or "cuda".
+        verify: Whether to compare every file with its hash first.
+
+    Raises:
+        PlanInfeasible: If the model does not fit, before anything is allocated.
+
+    Example:
+        >>> import torch
+        >>> from thesis_lib.memory import open_streamed
+        >>> prompt = torch.tensor([[504, 3575, 282]])
+        >>> with open_streamed("smollm2", "96MiB", context=8) as model:
+        ...     print(model.plan)
+        ...     model.generate(prompt, max_new_tokens=3, do_sample=False)
+        smollm2: 2 of 30 layers stay, as many as fit beside 3 staging buffers; 28 from
+        the disk for each step; at most 90 MiB of 96 MiB
+        tensor([[ 504, 3575,  282,  260, 1797, 1918]])
     """
     on_device, on_host = (
         parse_size(size) if isinstance(size, str) else size

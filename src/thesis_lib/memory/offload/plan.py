@@ -26,14 +26,15 @@ ASSUMED_DECODE_BYTES_PER_S = 10e9
 
 
 class PlanInfeasible(InvalidInput):
-    """The model cannot run in this memory, and what would have to change.
+    """Report that a model cannot run in this memory, and what would have to change.
 
-    >>> from thesis_lib.memory import Machine, PlanInfeasible, geometry, plan
-    >>> try:
-    ...     plan(geometry("llama-65b"), Machine(2**30, 3e9))
-    ... except PlanInfeasible as refusal:
-    ...     print(str(refusal).split("; ")[-1])
-    give it 5897 MiB more
+    Example:
+        >>> from thesis_lib.memory import Machine, PlanInfeasible, geometry, plan
+        >>> try:
+        ...     plan(geometry("llama-65b"), Machine(2**30, 3e9))
+        ... except PlanInfeasible as error:
+        ...     print(str(error).split("; ")[-1])
+        give it 5897 MiB more
     """
 
     exit_code = 3  # the input is sound: other memory would do
@@ -41,19 +42,18 @@ class PlanInfeasible(InvalidInput):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryPlan(Shape):
-    """A placement of the layers with a certified peak and a predicted time.
+    """Hold a placement of layers with its certified peak and predicted time.
 
-    A step is one pass over all layers: `pass_tokens` new tokens in each of `batch`
-    sequences at most, whose keys and values reach `context` at the end.
+    A step is one pass over all layers: at most `pass_tokens` new tokens in each of
+    `batch` sequences, whose keys and values reach `context` positions. If the token
+    tables do not fit, rows of the first are read on demand and the output head comes in
+    `head_parts`, which count as layers.
 
-    Where the tables of tokens do not fit, rows of the first are read as they are wanted
-    and the output head comes in `head_parts`: they follow the last layer, pass through
-    the same buffers, and are counted as layers wherever layers are counted by tier.
-
-    >>> from thesis_lib.memory import Machine, geometry, plan
-    >>> made = plan(geometry("llama-65b"), Machine(8 * 2**30, 3e9), kind="nf4")
-    >>> made.device_peak_bytes <= 8 * 2**30, made.ring
-    (True, 3)
+    Example:
+        >>> from thesis_lib.memory import Machine, geometry, plan
+        >>> chosen = plan(geometry("llama-65b"), Machine(8 * 2**30, 3e9), kind="nf4")
+        >>> chosen.device_peak_bytes <= 8 * 2**30, chosen.ring
+        (True, 3)
     """
 
     spec: ModelSpec
@@ -283,26 +283,32 @@ def plan(
     layer_read_bytes: Sequence[int] | None = None,
     **step: Unpack[Step],
 ) -> MemoryPlan:
-    """Place the layers of `spec` on `machine`: as many resident as fit.
+    """Place the layers of `spec` on `machine`, as many resident as fit.
 
-    The embedding, the final norm and the head stay on the device, then come `ring`
-    staging buffers, the cache of `batch` sequences of `context` positions and the
-    activations of a step of `pass_tokens` tokens, which keeps the logits of
-    `logit_tokens`; every layer that still fits is resident, the next ones live in host
-    memory, the rest is read from disk each step. With `generating` the step is one of
-    transformers' `generate`, sampling included, and beams count as sequences; with
-    `rollback` passes of `logit_tokens` may be verified as `speculate` does.
+    The device holds the embedding, the final norm, the head, the staging buffers, the
+    cache and the activations of a step. Each layer that still fits is resident, the
+    next ones are in host memory, and the rest is read from disk in each step.
 
-    A `context` of None is 512 positions, or all that the model has if it has fewer; a
-    `ring` of None is the most of three, two and one buffers that fit.
-    `kind` is that of the weights, as this machine reads them fastest. Reads are as long
-    as the weights, of coded ones an estimate, or `layer_read_bytes`, one per layer.
-    Raises PlanInfeasible before anything is allocated.
+    Args:
+        spec: The geometry of the model.
+        machine: Sizes and rates of the machine.
+        batch: Sequences, beams included.
+        context: Positions of a sequence; None for 512, or all that the model has.
+        ring: Staging buffers; None for as many as fit, at most three.
+        kind: Format of the weights.
+        layer_read_bytes: Bytes read for a layer; None for its size.
+        step: `pass_tokens` new tokens, `logit_tokens` whose logits are kept,
+            `generating` if transformers' `generate` chooses them, `rollback` for passes
+            that `speculate` verifies.
 
-    >>> from thesis_lib.memory import Machine, geometry, plan
-    >>> made = plan(geometry("llama-65b"), Machine(8 * 2**30, 3e9), kind="nf4")
-    >>> made.resident_layers, made.disk_layers
-    (11, 69)
+    Raises:
+        PlanInfeasible: If the model does not fit, before anything is allocated.
+
+    Example:
+        >>> from thesis_lib.memory import Machine, geometry, plan
+        >>> chosen = plan(geometry("llama-65b"), Machine(8 * 2**30, 3e9), kind="nf4")
+        >>> chosen.resident_layers, chosen.disk_layers
+        (11, 69)
     """
 
     def needed(shape: Shape) -> Footprint:

@@ -275,22 +275,30 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """n transactions in order of arrival, with the truth about each.
+    """Hold n transactions in order of arrival, with their true service times.
 
-    `units_s` splits the service time into operating units and sums to at most
-    `service_s`. `measured` holds columns that only a real run has (`cpu_s`,
-    `lock_wait_s`, `queue_s`, …), each (n,). `meta` says where the trace comes from.
-    Keys say no more than which are equal: above MOST_KEYS they are numbered anew.
-    Raises InvalidInput for columns of unequal length, unknown types, arrivals out of
-    order, negative times, and anything that is not finite; it names the first row,
-    counted from 0, and the column.
+    Args:
+        kinds: Names of the transaction types.
+        kind: Index into `kinds` (n,).
+        arrival_s: Arrival times (n,) in seconds from the start of the run.
+        service_s: Service times (n,) in seconds.
+        features: Static features (n, d), with `feature_names` (d,).
+        keys: Keys that each transaction reads and writes; only equality matters.
+        units_s: Seconds by operating unit (n, u), at most `service_s` in sum.
+        measured: Columns (n,) of a real run, such as `cpu_s` and `lock_wait_s`.
+        meta: Origin of the trace.
 
-    >>> from thesis_lib.sequencer import scenario
-    >>> trace = scenario("A", n=4, seed=1)
-    >>> [trace.kinds[kind] for kind in trace.kind]
-    ['new_order', 'payment', 'payment', 'new_order']
-    >>> len(trace), trace.keys.n_keys  # transactions, keys that they lock
-    (4, 99)
+    Raises:
+        InvalidInput: If columns differ in length, arrivals are out of order, a time is
+            negative, or a value is not finite; names the first row and the column.
+
+    Example:
+        >>> from thesis_lib.sequencer import scenario
+        >>> trace = scenario("A", n=4, seed=1)
+        >>> [trace.kinds[kind] for kind in trace.kind]
+        ['new_order', 'payment', 'payment', 'new_order']
+        >>> len(trace), trace.keys.n_keys  # transactions, keys that they lock
+        (4, 99)
     """
 
     kinds: tuple[str, ...]  # names of the transaction types

@@ -269,24 +269,33 @@ def collect(
     log: Log | None = None,
     dsn: str | None = None,
 ) -> Trace:
-    """Run a workload on the real engine, closed loop as `execute`, and record it.
+    """Record a trace of a workload on a real database, in a closed loop.
 
-    The workload is `log`, or else TPC-C of `transactions` in 2 warehouses from `seed`.
-    `service_s` is wall time from a worker's start to its commit, `units_s` its split
-    into operating units. `measured` adds processor time (of the worker: a server's is
-    its own) and the stages before the start: arrival + sequence_s + lock_wait_s +
-    queue_s is the start; `notify_s` passes between the commit and the sequencer's
-    hearing of it. With `replays` above 1 the same log runs again on fresh copies of
-    the loaded database; columns of the first run lead, and `service_s_r1`,
-    `cpu_s_r1`, … hold every run. `dsn` as in `database`.
+    Args:
+        engine: Name of the engine, "sqlite" or "postgresql".
+        transactions: Number of TPC-C transactions, in 2 warehouses.
+        workers: Number of workers.
+        seed: Seed of the workload.
+        replays: Runs of the same log on fresh copies of the database.
+        log: Transactions to run instead of TPC-C.
+        dsn: Address of a PostgreSQL server; None to start one.
 
-    Raises InvalidInput for an unknown engine, counts below 1, and replays that end in
-    different states.
+    Returns:
+        A trace. `service_s` is wall time from a worker's start to its commit.
+        `measured` adds processor time of the worker and the stages before the start:
+        arrival + sequence_s + lock_wait_s + queue_s is the start. `notify_s` passes
+        between commit and notification. With several replays, `service_s_r1`,
+        `cpu_s_r1`, … hold every run.
 
-    >>> from thesis_lib.sequencer import collect
-    >>> trace = collect("sqlite", transactions=100, workers=1, seed=1)
-    >>> len(trace), bool((trace.service_s > 0).all())
-    (100, True)
+    Raises:
+        InvalidInput: If the engine is unknown, a count is below 1, or replays end in
+            different states.
+
+    Example:
+        >>> from thesis_lib.sequencer import collect
+        >>> trace = collect("sqlite", transactions=100, workers=1, seed=1)
+        >>> len(trace), bool((trace.service_s > 0).all())
+        (100, True)
     """
     require_count("workers", workers)
     require_count("replays", replays)

@@ -31,20 +31,24 @@ STEP = 0.1  # of a tracked bound, in units of the middle 80 % of its errors
 
 
 class LatencyEstimator(Protocol):
-    """A learned guess of service times.
+    """Predict the service times of transactions, learned from a past trace.
 
-    >>> import numpy as np
-    >>> from thesis_lib.sequencer import LatencyEstimator, predict_all, scenario
-    >>> class Median:
-    ...     name = "median"
-    ...     def fit(self, trace):
-    ...         self.s = np.median(trace.service_s)
-    ...         return self
-    ...     def predict(self, batch):
-    ...         return np.full(len(batch), self.s)
-    >>> fitted: LatencyEstimator = Median().fit(scenario("A", n=500, seed=1))
-    >>> (1e3 * predict_all(fitted, scenario("A", n=2, seed=2))).round(2)  # ms
-    array([0.81, 0.81])
+    `fit(trace)` learns and returns the estimator itself. `predict(batch)` returns the
+    service times (n,) of the batch in seconds. `name` labels it in tables.
+
+    Example:
+        >>> import numpy as np
+        >>> from thesis_lib.sequencer import LatencyEstimator, predict_all, scenario
+        >>> class Median:
+        ...     name = "median"
+        ...     def fit(self, trace):
+        ...         self.s = np.median(trace.service_s)
+        ...         return self
+        ...     def predict(self, batch):
+        ...         return np.full(len(batch), self.s)
+        >>> fitted: LatencyEstimator = Median().fit(scenario("A", n=500, seed=1))
+        >>> (1e3 * predict_all(fitted, scenario("A", n=2, seed=2))).round(2)  # ms
+        array([0.81, 0.81])
     """
 
     @property
@@ -315,13 +319,14 @@ ESTIMATORS = (*LEARNED, "noisy", "oracle")  # which read the truth, in simulatio
 
 
 def estimator(name: str) -> Learned:
-    """The estimator of this name, not yet fitted; of none that reads the truth.
+    """Return the estimator `name`, not yet fitted.
 
-    >>> from thesis_lib.sequencer import estimator, predict_all, scenario
-    >>> past, coming = scenario("A", n=500, seed=1), scenario("A", n=3, seed=2)
-    >>> fitted = estimator("constant").fit(past)
-    >>> (1e3 * predict_all(fitted, coming)).round(2)  # milliseconds
-    array([1.15, 1.15, 1.15])
+    Example:
+        >>> from thesis_lib.sequencer import estimator, predict_all, scenario
+        >>> past, coming = scenario("A", n=500, seed=1), scenario("A", n=3, seed=2)
+        >>> fitted = estimator("constant").fit(past)
+        >>> (1e3 * predict_all(fitted, coming)).round(2)  # milliseconds
+        array([1.15, 1.15, 1.15])
     """
     return LEARNED[choice("estimator", name, LEARNED)]()
 
@@ -395,11 +400,12 @@ def everything(trace: Trace) -> Batch:
 
 
 def predict_all(estimator: LatencyEstimator, trace: Trace) -> F64:
-    """(n,) service times that a fitted estimator predicts for a whole trace.
+    """Return the service times (n,) in seconds that a fitted estimator predicts.
 
-    >>> from thesis_lib.sequencer import estimator, predict_all, scenario
-    >>> trace = scenario("A", n=300, seed=2)
-    >>> predict_all(estimator("linear").fit(trace), trace).shape
-    (300,)
+    Example:
+        >>> from thesis_lib.sequencer import estimator, predict_all, scenario
+        >>> trace = scenario("A", n=300, seed=2)
+        >>> predict_all(estimator("linear").fit(trace), trace).shape
+        (300,)
     """
     return estimator.predict(everything(trace))

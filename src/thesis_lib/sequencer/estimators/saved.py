@@ -32,13 +32,15 @@ def is_file(estimator: str) -> bool:
 
 
 def save_estimator(estimator: LatencyEstimator, path: Path | str) -> None:
-    """Write a fitted estimator; an existing file is replaced only by a complete one.
+    """Write a fitted estimator to `path`; replace an existing file only when complete.
 
-    Raises InvalidInput for one that has not been fitted, or is not of this package.
+    Raises:
+        InvalidInput: If the estimator is not fitted, or not of this package.
 
-    >>> from thesis_lib.sequencer import estimator, save_estimator, scenario
-    >>> fitted = estimator("linear").fit(scenario("A", n=500, seed=1))
-    >>> save_estimator(fitted, folder / "linear.skops")
+    Example:
+        >>> from thesis_lib.sequencer import estimator, save_estimator, scenario
+        >>> fitted = estimator("linear").fit(scenario("A", n=500, seed=1))
+        >>> save_estimator(fitted, folder / "linear.skops")
     """
     if not isinstance(estimator, Learned):
         raise InvalidInput(
@@ -51,17 +53,21 @@ def save_estimator(estimator: LatencyEstimator, path: Path | str) -> None:
 
 
 def load_estimator(path: Path | str) -> Learned:
-    """The estimator that `save_estimator` wrote, ready to predict, to the same bits.
+    """Load an estimator that `save_estimator` wrote; predictions are equal bit for bit.
 
-    Raises InvalidInput, naming the file, for one that is cut short or no such file, for
-    a type which is not trusted, and for one that predicts what is no time. No code of
-    the file runs; whether its numbers are those that were learned is not checked.
+    No code of the file runs. Whether its numbers were learned is not checked.
 
-    >>> from thesis_lib.sequencer import estimator, load_estimator, save_estimator
-    >>> from thesis_lib.sequencer import predict_all, scenario
-    >>> save_estimator(estimator("constant").fit(scenario("A", 500, 1)), folder / "c")
-    >>> (1e3 * predict_all(load_estimator(folder / "c"), scenario("A", 2, 2))).round(2)
-    array([1.15, 1.15])
+    Raises:
+        InvalidInput: If the file is damaged or of another kind, has a type that is not
+            trusted, or predicts an invalid time.
+
+    Example:
+        >>> from thesis_lib.sequencer import estimator, load_estimator, save_estimator
+        >>> from thesis_lib.sequencer import predict_all, scenario
+        >>> path = folder / "constant.skops"
+        >>> save_estimator(estimator("constant").fit(scenario("A", 500, 1)), path)
+        >>> (1e3 * predict_all(load_estimator(path), scenario("A", 2, 2))).round(2)
+        array([1.15, 1.15])
     """
     skops = _skops()
     try:

@@ -104,14 +104,20 @@ Estimate = Callable[[Trace, int], F64]  # (trace, seed) -> (n,) seconds
 
 
 def noisy_estimate(noise: float = NOISE, bias: float = 1.0) -> Estimate:
-    """True service times, times a mean-one lognormal of sigma `noise`, times `bias`.
+    """Return an estimate of known quality: the true time times lognormal noise.
 
-    Named for what it is: an estimator of known quality, not a learned one.
+    Args:
+        noise: Sigma of the lognormal factor, whose mean is 1.
+        bias: Constant factor.
 
-    >>> from thesis_lib.sequencer import noisy_estimate, scenario
-    >>> trace = scenario("A", n=3, seed=2)
-    >>> (noisy_estimate(noise=0.2, bias=2.0)(trace, 1) / trace.service_s).round(2)
-    array([2.1 , 2.31, 2.09])
+    Returns:
+        A function (trace, seed) to estimated service times (n,) in seconds.
+
+    Example:
+        >>> from thesis_lib.sequencer import noisy_estimate, scenario
+        >>> trace = scenario("A", n=3, seed=2)
+        >>> (noisy_estimate(noise=0.2, bias=2.0)(trace, 1) / trace.service_s).round(2)
+        array([2.1 , 2.31, 2.09])
     """
     require(
         0 <= noise <= MOST_NOISE,
@@ -132,12 +138,16 @@ NOISY = noisy_estimate()  # what policies are compared with where nothing else i
 
 
 def learned_estimate(name: str, past: Trace) -> Estimate:
-    """The learned estimator of this name, fitted once on a `past` trace.
+    """Fit the estimator `name` on `past` and return an estimate for simulations.
 
-    >>> from thesis_lib.sequencer import learned_estimate, scenario
-    >>> estimate = learned_estimate("linear", scenario("A", 500, seed=1))
-    >>> (1e3 * estimate(scenario("A", 3, seed=2), 0)).round(2)  # milliseconds
-    array([0.47, 0.47, 0.47])
+    Returns:
+        A function (trace, seed) to estimated service times (n,) in seconds.
+
+    Example:
+        >>> from thesis_lib.sequencer import learned_estimate, scenario
+        >>> estimate = learned_estimate("linear", scenario("A", 500, seed=1))
+        >>> (1e3 * estimate(scenario("A", 3, seed=2), 0)).round(2)  # milliseconds
+        array([0.47, 0.47, 0.47])
     """
     model = named_estimator(name).fit(past)
     return lambda trace, seed: predict_all(model, trace)
@@ -184,28 +194,36 @@ class SystemOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimulationConfig(SystemConfig):
-    """Everything about a simulation but its load, policy and seed.
+    """Describe a simulation except for its load, policy and seed.
 
-    With `clients` the loop is closed, and a load says what these would submit if
-    answers took no time: each thinks for `clients` / (load x saturation). With
-    `objectives_s`, each type of transaction has an SLO of its own, and `slo_s` is what
-    a policy takes for its constants. `saturation` is the rate that load 1 stands for
-    with its interval, None where it was not measured by probes. `constants` holds those
-    of rules by name, such as `late-sjf`, instead of the ones that the package ships,
-    which were tuned for scenario A.
+    Args:
+        make_trace: Function from a seed to a trace.
+        saturation_per_s: Transactions per second that correspond to load 1.
+        arrivals: Function (rate, n, generator) to arrival times (n,) in seconds.
+        objectives_s: SLO of each transaction type in seconds; `slo_s` then only sets
+            the constants of policies.
+        saturation: Measured saturation with its interval; None if not measured.
+        constants: Constants by policy name that replace the shipped ones, which were
+            tuned for scenario A.
+        clients: Number of clients of a closed loop. Each thinks for
+            `clients` / (load x saturation) seconds.
 
-    >>> from thesis_lib.sequencer import SimulationConfig, scenario
-    >>> config = SimulationConfig.of_scenario("A", transactions=500)
-    >>> config.cores, config.slo_s, round(config.saturation_per_s)
-    (8, 0.0125, 7581)
-    >>> trace = config.arrange(config.make_trace(1), load=1.1, seed=2)  # Poisson
-    >>> report = config.run(trace, config.policy("fifo"), trace.service_s, load=1.1)
-    >>> round(report.violations, 3)
-    0.289
-    >>> past = scenario("A", 500, seed=1)  # or a trace that was collected
-    >>> config = SimulationConfig.of_trace(past, transactions=200, cores=4)
-    >>> round(1e3 * config.slo_s, 2), round(config.saturation_per_s)
-    (5.93, 3487)
+    The other arguments are those of `SystemConfig`.
+
+    Example:
+        >>> from thesis_lib.sequencer import SimulationConfig, scenario
+        >>> config = SimulationConfig.of_scenario("A", transactions=500)
+        >>> config.cores, config.slo_s, round(config.saturation_per_s)
+        (8, 0.0125, 7581)
+        >>> trace = config.arrange(config.make_trace(1), load=1.1, seed=2)  # Poisson
+        >>> fifo = config.policy("fifo")
+        >>> report = config.run(trace, fifo, trace.service_s, load=1.1)
+        >>> round(report.violations, 3)
+        0.289
+        >>> past = scenario("A", 500, seed=1)  # or a recorded trace
+        >>> config = SimulationConfig.of_trace(past, transactions=200, cores=4)
+        >>> round(1e3 * config.slo_s, 2), round(config.saturation_per_s)
+        (5.93, 3487)
     """
 
     make_trace: Callable[[int], Trace]  # seed -> transactions; arrivals are replaced

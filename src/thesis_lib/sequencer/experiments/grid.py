@@ -165,20 +165,31 @@ def replicate(
     seed: int,
     bound: bool = False,
 ) -> pd.DataFrame:
-    """One row per load, seed and policy, each seed the same for every policy.
+    """Simulate each policy at each load with the same seeds.
 
-    `policies` are names, or labels with a name and parameters each. Columns: load,
-    seed, policy, then the numbers of `Report` and, as policy "bound", the lower bound
-    if asked for; where types have SLOs of their own it takes the longest for all, and
-    is weak. Raises InvalidInput for a bound on a closed loop, whose arrivals are what
-    the policy makes of them.
+    Args:
+        config: The simulated system and workload.
+        policies: Names, or labels with a name and parameters each.
+        loads: Loads in multiples of the saturation.
+        estimate: Function (trace, seed) to estimated service times (n,) in seconds.
+        seeds: Number of seeds.
+        seed: Seed that the others derive from.
+        bound: Whether to add the lower bound, as policy "bound". If types have SLOs of
+            their own, it takes the longest one and is weak.
 
-    >>> from thesis_lib.sequencer import SimulationConfig, noisy_estimate, replicate
-    >>> config = SimulationConfig.of_scenario("A", transactions=500)
-    >>> policies, estimate = ["fifo", "bid-price"], noisy_estimate()
-    >>> runs = replicate(config, policies, [1.1], estimate, seeds=2, seed=1)
-    >>> runs.groupby("policy")["violations"].mean().round(3).to_dict()
-    {'bid-price': 0.0, 'fifo': 0.032}
+    Returns:
+        A frame with a row per load, seed and policy, and the columns of `Report`.
+
+    Raises:
+        InvalidInput: If a bound is requested of a closed loop.
+
+    Example:
+        >>> from thesis_lib.sequencer import SimulationConfig, noisy_estimate, replicate
+        >>> config = SimulationConfig.of_scenario("A", transactions=500)
+        >>> policies, estimate = ["fifo", "bid-price"], noisy_estimate()
+        >>> runs = replicate(config, policies, [1.1], estimate, seeds=2, seed=1)
+        >>> runs.groupby("policy")["violations"].mean().round(3).to_dict()
+        {'bid-price': 0.0, 'fifo': 0.032}
     """
     require(
         not bound or config.clients is None,

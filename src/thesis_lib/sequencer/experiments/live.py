@@ -361,27 +361,36 @@ class Serving:
 
 
 def serve(*, policy: str, **options: Any) -> dict:
-    """Measure `policy` live, beside FIFO on the same requests, round by round.
+    """Measure `policy` on a live database against FIFO, on the same requests.
 
-    `load`, the rate of Poisson arrivals over the saturation of FIFO, and `seconds`, of
-    all rounds together under each of policy and FIFO, have no default. The others have:
-    `engine` ("sqlite") and the `dsn` of a PostgreSQL, `workload` ("tpcc") with its
-    `mix`, `zipf` and `warehouses` (2), `workers` (2), `estimator` ("boosted", another
-    learned one, or a file), `rounds` (5) of at least `fewest` transactions, `slo_s`,
-    `batch_size` (10) and `flush_s` (1e-3) for policies that gather batches, and `seed`.
+    A closed loop first measures the saturation of FIFO. The estimator learns from that
+    run, unless a file holds it. Then rounds of both policies take turns.
 
-    A closed loop over `burst` (2,000) transactions first measures the saturation of
-    FIFO on this engine; that burst is also the past that the estimator learns from,
-    from static features alone, unless it is read from a file; it predicts a log before
-    its run. Returns what `thesis serve --json` prints; the lower bound in it takes the
-    service times that the rounds under FIFO measured. Raises InvalidInput for what
-    cannot be run.
+    Args:
+        policy: Name of the policy.
+        load: Rate of Poisson arrivals over the saturation of FIFO. Required.
+        seconds: Duration of all rounds under each policy. Required.
+        engine, dsn: "sqlite", or "postgresql" with the address of a server.
+        workload, mix, zipf, warehouses: "tpcc" or another workload, and its parameters.
+        workers: Number of workers, 2 by default.
+        estimator: "boosted", the name of another estimator, or a file.
+        rounds, fewest: Number of rounds, and least number of transactions in each.
+        burst: Transactions of the closed loop.
+        slo_s, batch_size, flush_s, seed: As in `SystemConfig`.
 
-    >>> from thesis_lib.sequencer import serve
-    >>> short = {"seconds": 0.2, "rounds": 2, "burst": 400, "fewest": 50}
-    >>> result = serve(policy="bid-price", load=1.0, estimator="constant", **short)
-    >>> 0 <= result["violations"] <= 1
-    True
+    Returns:
+        The dictionary that `thesis serve --json` prints. Its lower bound uses the
+        service times of the rounds under FIFO.
+
+    Raises:
+        InvalidInput: If an option is unknown or out of range.
+
+    Example:
+        >>> from thesis_lib.sequencer import serve
+        >>> short = {"seconds": 0.2, "rounds": 2, "burst": 400, "fewest": 50}
+        >>> result = serve(policy="bid-price", load=1.0, estimator="constant", **short)
+        >>> 0 <= result["violations"] <= 1
+        True
     """
     serving = Serving(policy=policy, **options)
     log, estimator = serving.log(serving.burst), None

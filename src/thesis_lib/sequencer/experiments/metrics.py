@@ -77,17 +77,21 @@ def jain(shares: F64) -> float:
 
 
 def summarize(trace: Trace, history: History) -> Report:
-    """The report of one run. Raises InvalidInput for fewer than 10 transactions.
+    """Return the report of one run, without its warm-up.
 
-    >>> from thesis_lib.sequencer import policy, scenario, simulate, summarize
-    >>> from thesis_lib.sequencer import SystemConfig
-    >>> system = SystemConfig(cores=8, slo_s=0.0125)
-    >>> fifo = policy("fifo", slo_s=0.0125, cores=8)
-    >>> trace = scenario("A", n=100, seed=1)
-    >>> history = simulate(trace, fifo, trace.service_s, system)
-    >>> report = summarize(trace, history)
-    >>> report.arrived, report.violations  # without the warm-up
-    (90, 0.0)
+    Raises:
+        InvalidInput: If there are fewer than 10 transactions.
+
+    Example:
+        >>> from thesis_lib.sequencer import policy, scenario, simulate, summarize
+        >>> from thesis_lib.sequencer import SystemConfig
+        >>> system = SystemConfig(cores=8, slo_s=0.0125)
+        >>> fifo = policy("fifo", slo_s=0.0125, cores=8)
+        >>> trace = scenario("A", n=100, seed=1)
+        >>> history = simulate(trace, fifo, trace.service_s, system)
+        >>> report = summarize(trace, history)
+        >>> report.arrived, report.violations
+        (90, 0.0)
     """
     n = len(trace)
     require(n >= 10, f"{n} transactions: a report needs at least 10")
@@ -198,15 +202,22 @@ def share(
 def reduction(
     runs: pd.DataFrame, policy: str, load: float, baseline: str = "fifo"
 ) -> Interval:
-    """Share by which `policy` has fewer violations than `baseline` at this load.
+    """Return by which share `policy` reduces the violations of `baseline`.
 
-    >>> import pandas as pd
-    >>> from thesis_lib.sequencer import reduction
-    >>> policies, seeds = ["fifo", "fifo", "bid-price", "bid-price"], [0, 1, 0, 1]
-    >>> shares = {"load": 1.1, "violations": [0.4, 0.6, 0.1, 0.15]}
-    >>> runs = pd.DataFrame({"policy": policies, "seed": seeds} | shares)
-    >>> reduction(runs, "bid-price", 1.1)
-    Interval(value=0.75, low=0.75, high=0.75, n=2, method='range')
+    Args:
+        runs: A frame of `replicate`, with columns load, seed, policy and violations.
+        policy: Name of the policy.
+        load: Load at which both are compared.
+        baseline: Name of the policy to compare with.
+
+    Example:
+        >>> import pandas as pd
+        >>> from thesis_lib.sequencer import reduction
+        >>> policies, seeds = ["fifo", "fifo", "bid-price", "bid-price"], [0, 1, 0, 1]
+        >>> shares = {"load": 1.1, "violations": [0.4, 0.6, 0.1, 0.15]}
+        >>> runs = pd.DataFrame({"policy": policies, "seed": seeds} | shares)
+        >>> reduction(runs, "bid-price", 1.1)
+        Interval(value=0.75, low=0.75, high=0.75, n=2, method='range')
     """
     treated, compared = (
         column(runs, name, load, "violations") for name in (policy, baseline)

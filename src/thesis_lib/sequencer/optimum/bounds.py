@@ -248,16 +248,19 @@ def exclusive_keys(trace: Trace, *, slo_s: float | F64) -> int:
 
 
 def fewest_violations(trace: Trace, *, cores: int, slo_s: float | F64) -> int:
-    """A lower bound on late + dropped for any policy: the better of both relaxations.
+    """Return a lower bound on the violations of any policy, the better of two.
 
-    `slo_s` is one objective or one for each transaction, (n,). Where deadlines do not
-    rise with arrivals, each is relaxed to the latest of those that arrived before, at
-    most the arrival + the longest objective: the bound stays valid and is *weak*.
+    Args:
+        trace: The transactions with their true service times.
+        cores: Number of workers.
+        slo_s: SLO in seconds, one number or one for each transaction (n,). If deadlines
+            do not rise with arrivals, the bound relaxes them and is weaker.
 
-    >>> from thesis_lib.sequencer import fewest_violations, scenario
-    >>> at_once = scenario("A", n=40, seed=1).take(range(40))
-    >>> fewest_violations(at_once, cores=1, slo_s=0.001)
-    19
+    Example:
+        >>> from thesis_lib.sequencer import fewest_violations, scenario
+        >>> at_once = scenario("A", n=40, seed=1).take(range(40))
+        >>> fewest_violations(at_once, cores=1, slo_s=0.001)
+        19
     """
     if np.ndim(slo_s):
         slo_s = vector("slo_s", slo_s, np.float64, len(trace))

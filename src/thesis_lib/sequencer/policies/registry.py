@@ -212,38 +212,39 @@ def policy(
     lag_s: float = 0.0,
     params: Parameters | None = None,
 ) -> Policy:
-    """Return the policy `name` for a machine and an SLO.
+    """Return a policy for a machine and an SLO.
 
-    - `name`: one of `POLICIES`, FILE.py:FUNCTION, or a function (below).
-    - `slo_s`: target latency in seconds, which constants of rules are shares of.
-    - `cores`: of the machine.
-    - `lag_s`: seconds from a decision to the booking of its locks.
-    - `params`: of the class of the default, `RULES[name].parameters`. A function
-      takes the `flight` of a `LateBound`.
+    Args:
+        name: One of `POLICIES`, FILE.py:FUNCTION, or a function (below).
+        slo_s: SLO in seconds, which constants of rules are shares of.
+        cores: Number of workers.
+        lag_s: Seconds from a decision to the booking of its locks.
+        params: Parameters of the class of the default, `RULES[name].parameters`. A
+            function takes the `flight` of a `LateBound`.
 
-    Raises InvalidInput for an unknown name and for values out of range.
+    Raises:
+        InvalidInput: If the name is unknown or a value is out of range.
 
-    >>> from thesis_lib.sequencer import POLICIES, policy
-    >>> policy("bid-price", slo_s=0.0125, cores=8).name in POLICIES
-    True
-
-    A function is a policy of one's own: `rule(batch, forecast, now_s)` sees ids,
+    A function `rule(batch, forecast, now_s)` is a policy too. It gets the ids,
     arrivals, deadlines, features and keys of a batch in order of arrival, and the
-    `Forecast` of each, and answers with `batch.decide`: positions in the order in which
-    to run them, and a mask of those to drop; the rest is held. Like late-edf it is
-    asked at every arrival and, for what it holds, at every commit; each is forecast as
-    if it were released next; and `flight` bounds what is released. It runs wherever a
-    named one does, live too, at the speed of Python. FILE.py:FUNCTION names one.
+    `Forecast` of each transaction as if it were released next. It returns
+    `batch.decide(...)`: positions in the order to run them, and a mask of those to
+    drop; the rest is held. It runs at every arrival and, if it holds any, at commits.
 
-    >>> def shortest_first(batch, forecast, now_s):
-    ...     return batch.decide(forecast.service_s.argsort(), forecast.p_on_time < 0.5)
-    >>> from thesis_lib.sequencer import SystemConfig, scenario, simulate
-    >>> trace = scenario("A", n=40, seed=1)
-    >>> own = policy(shortest_first, slo_s=0.001, cores=1)
-    >>> system = SystemConfig(cores=1, slo_s=0.001)
-    >>> history = simulate(trace, own, trace.service_s, system)
-    >>> int(history.violated.sum()), int(history.dropped.sum())
-    (19, 19)
+    Example:
+        >>> from thesis_lib.sequencer import POLICIES, policy
+        >>> policy("bid-price", slo_s=0.0125, cores=8).name in POLICIES
+        True
+        >>> def shortest_first(batch, forecast, now_s):
+        ...     order, drop = forecast.service_s.argsort(), forecast.p_on_time < 0.5
+        ...     return batch.decide(order, drop)
+        >>> from thesis_lib.sequencer import SystemConfig, scenario, simulate
+        >>> trace = scenario("A", n=40, seed=1)
+        >>> own = policy(shortest_first, slo_s=0.001, cores=1)
+        >>> system = SystemConfig(cores=1, slo_s=0.001)
+        >>> history = simulate(trace, own, trace.service_s, system)
+        >>> int(history.violated.sum()), int(history.dropped.sum())
+        (19, 19)
     """
     require(0 < slo_s < np.inf, f"slo_s={slo_s:g} must be positive and finite")
     require_count("cores", cores)

@@ -142,26 +142,32 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SystemConfig:
-    """The clients, the sequencer and the database of a simulation; times in seconds.
+    """Describe the clients, the sequencer and the database of a simulation.
 
-    Without `clients`, transactions arrive when the trace says (open loop). With them,
-    each client submits the next transaction, in the order of the trace, `think_s` after
-    its last one committed or was dropped (closed loop).
+    The sequencer works on one batch at a time. It takes the first `batch_size`
+    transactions of its inbox, or fewer `flush_s` after the first one or when no client
+    is left to fill the batch. A policy may set a shorter timer. One that does not wait
+    for batches takes each transaction by itself.
 
-    The sequencer works on one batch at a time. A transaction is in its inbox
-    `delays.read_s` after its arrival. It takes the first `batch_size` of the inbox when
-    there are so many, or `flush_s` after the first of them got there (infinity: never),
-    or when no client is left that could fill the batch; works `delays.sequencer_s` on
-    each, and decides at the end. A policy may have a shorter timer; one that does not
-    wait for batches takes each transaction by itself. `delays.lag_s` passes between
-    decision and booking, and a worker spends `delays.worker_s` on each transaction
-    besides its service; its locks are released `delays.release_s` later.
+    Args:
+        cores: Number of workers.
+        slo_s: SLO in seconds, one number or one for each transaction (n,).
+        batch_size: Transactions that complete a batch.
+        flush_s: Seconds after which an incomplete batch is taken; infinity for never.
+        delays: Seconds for reading a request, deciding, booking, and releasing locks.
+        believed: Delays that the policy assumes; None for the true ones.
+        clients: Clients of a closed loop, each with one transaction at a time. None
+            for an open loop, where arrivals come from the trace.
+        think_s: Seconds from a client's answer to its next transaction.
+        spread: Relative error that forecasts assume of estimates.
 
-    Raises InvalidInput for values out of range.
+    Raises:
+        InvalidInput: If a value is out of range.
 
-    >>> from thesis_lib.sequencer import SystemConfig
-    >>> SystemConfig(cores=8, slo_s=0.0125).batch_size
-    10
+    Example:
+        >>> from thesis_lib.sequencer import SystemConfig
+        >>> SystemConfig(cores=8, slo_s=0.0125).batch_size
+        10
     """
 
     cores: int
@@ -227,22 +233,29 @@ def begin(trace: Trace, policy: Policy, estimated_s: F64, config: SystemConfig) 
 def simulate(
     trace: Trace, policy: Policy, estimated_s: F64, config: SystemConfig
 ) -> History:
-    """Run `trace` under `policy`, which sees the estimates (n,) and no truth.
+    """Run `trace` under `policy` and return the history.
 
-    What a decision holds back is decided on again, at no cost, with what has come
-    since, at the next commit or batch. What has committed holds no locks for forecasts.
+    The policy decides again on transactions that it holds, at no cost, at the next
+    commit or batch. Committed transactions hold no locks in forecasts.
 
-    Raises InvalidInput for estimates or SLOs that do not fit the trace, for a decision
-    that does not partition its batch, and for a policy that holds transactions with
-    nothing left to wait for.
+    Args:
+        trace: The transactions with their true service times.
+        policy: A policy of `policy()`.
+        estimated_s: Estimated service times (n,) in seconds, which the policy sees.
+        config: The simulated system.
 
-    >>> from thesis_lib.sequencer import SystemConfig, policy, scenario, simulate
-    >>> bid_price = policy("bid-price", slo_s=0.0125, cores=8)
-    >>> trace = scenario("A", n=100, seed=1)
-    >>> system = SystemConfig(cores=8, slo_s=0.0125)
-    >>> history = simulate(trace, bid_price, trace.service_s, system)
-    >>> int(history.late.sum()), int(history.dropped.sum())
-    (0, 0)
+    Raises:
+        InvalidInput: If estimates or SLOs do not fit the trace, if a decision does not
+            partition its batch, or if a policy holds transactions for ever.
+
+    Example:
+        >>> from thesis_lib.sequencer import SystemConfig, policy, scenario, simulate
+        >>> bid_price = policy("bid-price", slo_s=0.0125, cores=8)
+        >>> trace = scenario("A", n=100, seed=1)
+        >>> system = SystemConfig(cores=8, slo_s=0.0125)
+        >>> history = simulate(trace, bid_price, trace.service_s, system)
+        >>> int(history.late.sum()), int(history.dropped.sum())
+        (0, 0)
     """
     run = begin(trace, policy, estimated_s, config)
     if policy.code is None:

@@ -48,18 +48,24 @@ def mean_one_lognormal(sigma: float, n: int, rng: np.random.Generator) -> F64:
 
 
 def scenario(name: str, n: int, seed: int, warehouses: int | None = None) -> Trace:
-    """n transactions of reference scenario A, B or C, arriving at 1/s.
+    """Return n transactions of reference scenario A, B or C, arriving at 1/s.
 
-    Payment takes 0.5 ms and New-Order 0.4 ms + 0.12 ms for each of its 5 to 15 order
-    lines, both times a mean-one lognormal of sigma 0.4; they are equally frequent
-    and uniform over warehouses and districts. Payment locks its warehouse and its
-    district exclusively; New-Order shares the warehouse. A and B differ only in
-    machine and objective (`SCENARIOS`). `at_rate` sets the load.
+    Payment takes 0.5 ms, New-Order 0.4 ms + 0.12 ms for each of its 5 to 15 lines, both
+    times a mean-one lognormal of sigma 0.4. They are equally frequent and uniform over
+    warehouses and districts. Payment locks its warehouse and district exclusively;
+    New-Order shares the warehouse. A and B differ in machine and SLO (`SCENARIOS`).
 
-    >>> from thesis_lib.sequencer import scenario
-    >>> trace = scenario("A", n=1_000, seed=1)
-    >>> trace.kinds, round(1e3 * float(trace.service_s.mean()), 2)  # milliseconds
-    (('payment', 'new_order'), 1.06)
+    Args:
+        name: "A", "B" or "C".
+        n: Number of transactions.
+        seed: Seed of the workload.
+        warehouses: Number of warehouses; None for that of the scenario.
+
+    Example:
+        >>> from thesis_lib.sequencer import scenario
+        >>> trace = scenario("A", n=1_000, seed=1)
+        >>> trace.kinds, round(1e3 * float(trace.service_s.mean()), 2)  # milliseconds
+        (('payment', 'new_order'), 1.06)
     """
     spec = SCENARIOS[choice("scenario", name, SCENARIOS)]
     warehouses = spec.warehouses if warehouses is None else warehouses
