@@ -5,7 +5,10 @@ import sys
 
 # Importing registers the commands; help lists them in this order.
 from thesis_book import cli as book  # noqa: F401
-from thesis_lib.cli import memory, sequencer  # noqa: F401
+from thesis_lib.cli import sequencer  # noqa: F401
+
+# isort: split
+from thesis_lib.cli import memory  # noqa: F401
 from thesis_lib.cli.common import app
 from thesis_serve import cli as serve  # noqa: F401
 

@@ -21,9 +21,9 @@ from thesis_lib.common.files import write_whole
 
 Names = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[CHAPTER]…", help="Numbers or names; all by default."),
+    typer.Argument(metavar="[CHAPTER]…", help="Numbers or names. Default: all."),
 ]
-Profile = Annotated[str, typer.Option(help="smoke, default or full.")]
+Profile = Annotated[str, typer.Option(help="Profile: smoke, default or full.")]
 
 
 @command
@@ -31,18 +31,18 @@ def run(
     names: Names = None,
     profile: Profile = "default",
     parameter: list[str] | None = option(
-        None, "Set a parameter; repeatable.", "-p", metavar="NAME=VALUE"
+        None, "Parameter of the chapters; repeatable.", "-p", metavar="NAME=VALUE"
     ),
     output: Path | None = option(
-        None, "Folder of results. Default: build/chapters/PROFILE."
+        None, "Results folder. Default: build/chapters/PROFILE."
     ),
     again: bool = option(
-        False, "Execute fresh ones too: to measure without disturbance.", "--again"
+        False, "Execute chapters even if their results are up to date.", "--again"
     ),
-    workers: int = option(2, "Chapters at the same time; fewer need less memory."),
+    workers: int = option(2, "Chapters executed in parallel."),
     as_json: Json = False,
 ) -> None:
-    """Re-execute chapters with papermill; skip those whose result is fresh."""
+    """Execute chapters with papermill; skip those that are up to date."""
     from thesis_book.execute import chapters
     from thesis_book.execute.parameters import assignments
 
@@ -97,23 +97,21 @@ def sweep(
         Path,
         typer.Argument(
             metavar="GRID.yml",
-            help="profile:, grid: {PARAMETER: [VALUE, …]}, and seeds: [1, 2] or how "
-            "many to spawn.",
+            help="Keys profile, grid: {PARAMETER: [VALUE, …]}, and seeds: a list "
+            "or a number.",
         ),
     ],
-    workers: int | None = option(
-        None, "Processes on this machine. Default: its cores."
-    ),
-    scheduler: str | None = option(None, "Address of a Dask cluster: tcp://HOST:8786."),
+    workers: int | None = option(None, "Local worker processes. Default: all cores."),
+    scheduler: str | None = option(None, "Dask cluster, as tcp://HOST:8786."),
     output: Path | None = option(
-        None, "Folder of results. Default: build/sweeps/CHAPTER-GRID."
+        None, "Results folder. Default: build/sweeps/CHAPTER-GRID."
     ),
     resume: bool = option(
-        True, "Keep the points that the folder holds.", "--resume/--no-resume"
+        True, "Skip points with a stored result.", "--resume/--no-resume"
     ),
     as_json: Json = False,
 ) -> None:
-    """Execute a chapter at every point of a grid, on local processes or a cluster."""
+    """Execute a chapter at every point of a parameter grid."""
     from thesis_book.execute import chapters
     from thesis_book.execute import sweep as sweep_
 
@@ -155,12 +153,12 @@ def sweep(
 @command
 def book(
     profile: Profile = "default",
-    pdf: bool = option(False, "Refuse where no browser can print the PDF.", "--pdf"),
+    pdf: bool = option(False, "Fail if no browser can print the PDF.", "--pdf"),
     as_json: Json = False,
 ) -> None:
-    """Render the executed chapters of a profile as the book, warnings as errors.
+    """Render the executed chapters as the book; warnings are errors.
 
-    Chromium, if it is installed, prints the book's PDF.
+    If Chromium is installed, it also prints the book as a PDF.
     """
     from thesis_book.execute import chapters
     from thesis_book.render import build as book_
@@ -192,7 +190,7 @@ def book(
 def outputs(
     names: Names = None,
 ) -> None:
-    """Execute notebooks at their smoke values and store what nbval compares."""
+    """Execute notebooks with smoke parameters; store the outputs."""
     from thesis_book.execute import chapters
 
     scratch = chapters.repository() / "build" / "outputs"
@@ -205,11 +203,11 @@ def outputs(
 def claims(
     profile: Profile = "default",
     update: bool = option(
-        False, "Make this run the reference of the claims and the book.", "--update"
+        False, "Store this run as the reference of the claims.", "--update"
     ),
     as_json: Json = False,
 ) -> None:
-    """Hold an executed profile against the claims, or make it their reference."""
+    """Check claims against an executed profile, or update them."""
     from thesis_book.compare import comparison as compare_
     from thesis_book.compare import present
     from thesis_book.execute import chapters
@@ -231,7 +229,7 @@ def claims(
         show(
             {"changed": changed, "reference": str(folder)},
             as_json,
-            [f"{changed} references changed; the run is kept in {folder}"],
+            [f"{changed} references changed; the run is stored in {folder}"],
         )
         return
     known = claims_.read_claims().claims
@@ -255,15 +253,15 @@ def claims(
 @command
 def audit(
     run: Annotated[
-        str, typer.Argument(metavar="[RUN]", help="A folder that `thesis run` wrote.")
+        str, typer.Argument(metavar="[RUN]", help="Results folder of `thesis run`.")
     ] = "reference",
     profile: Profile = "default",
     as_json: Json = False,
 ) -> None:
-    """Say which floors the claims of a run miss; with --json also what each rests on.
+    """Report claims with too little evidence; --json lists it.
 
-    By default of the committed reference. Ends with status 2 where a claim misses a
-    floor and `data/claims.yml` gives no reason.
+    Without RUN, audit the committed reference. The exit status is 2 if a claim has too
+    little evidence and `data/claims.yml` gives no reason.
     """
     from thesis_book.compare import audit as audit_
     from thesis_book.compare.comparison import read_run
@@ -296,21 +294,21 @@ def compare(
         list[str],
         typer.Argument(
             metavar="RUN…",
-            help="Folders that `thesis run` wrote, or the word `reference`.",
+            help="Results folders of `thesis run`, or the word `reference`.",
         ),
     ],
-    html: Path | None = option(None, "Also write one HTML page.", metavar="FILE"),
+    html: Path | None = option(None, "HTML file to write.", metavar="FILE"),
     strict: bool = option(
         False,
-        "End with status 1 if an exact claim differs or a tolerance is exceeded.",
+        "Exit with status 1 if a claim does not hold.",
         "--strict",
     ),
     as_json: Json = False,
 ) -> None:
-    """Put runs of different machines side by side, claim by claim.
+    """Compare runs of different machines, claim by claim.
 
-    One RUN is held against the committed reference of its profile. Of several, the
-    first is what the others are held against.
+    A single RUN is compared with the committed reference of its profile. With several,
+    the others are compared with the first.
     """
     from thesis_book.compare import comparison as compare_
     from thesis_book.compare import present
@@ -335,8 +333,8 @@ def compare(
     states = compared.states()
     if strict and not {"good", "bad"} & set(states):
         raise InvalidInput(
-            "--strict found no claim that could be held: expected a run with the "
-            "parameters of its reference; see the verdicts above"
+            "--strict could not compare any claim: expected a run with the "
+            "parameters of its reference. See the verdicts above."
         )
     if strict and "bad" in states:
         raise typer.Exit(1)

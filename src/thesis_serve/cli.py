@@ -1,4 +1,4 @@
-"""Commands of both halves: a streamed model for one person, and for many clients."""
+"""Commands that serve a streamed model: to one person, or to many clients."""
 
 import asyncio
 import sys
@@ -21,14 +21,14 @@ def chat(
     checkpoint: Checkpoint,
     budget: Budget,
     draws: Draws,
-    context: int = option(2048, "Positions of the whole conversation."),
-    max_new_tokens: int = option(256, "Tokens of an answer."),
-    pass_tokens: int = option(64, "Tokens of a message that share a pass."),
+    context: int = option(2048, "Length of a conversation (tokens)."),
+    max_new_tokens: int = option(256, "Longest answer (tokens)."),
+    pass_tokens: int = option(64, "Tokens of a message in one pass."),
 ) -> None:
-    """Chat with a model that streams through a memory budget.
+    """Chat with a model streamed within a memory budget.
 
-    One message a line. /new starts another conversation; /exit, or the end of the
-    input, quits. Ctrl-C stops an answer and removes it from the conversation.
+    Type one message per line. /new starts another conversation; /exit, or the end of
+    the input, quits. Ctrl-C stops an answer and removes it from the conversation.
     """
     from thesis_lib.memory.decode.generate import Conversation, Writing
     from thesis_lib.memory.model.pretrained import read_tokenizer
@@ -67,7 +67,7 @@ def chat(
 
 
 def _lines() -> Iterator[str]:
-    """What is typed or piped in, until it ends; empty lines say nothing."""
+    """Yield the lines of the input, without empty lines."""
     while True:
         if sys.stdin.isatty():
             typer.echo("> ", nl=False)
@@ -83,37 +83,35 @@ def _lines() -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Admission:
-    """Options of the policy that decides who begins, and of its log."""
+    """Options of the admission policy and its log."""
 
-    policy: str = option("bid-price", "One of those of simulate, or FILE.py:FUNCTION.")
-    slo: str = option("20s", "In which an answer is of use, from its request.")
-    most_waiting: int = option(1000, "Requests that wait; more are refused.")
+    policy: str = option("bid-price", "Policy, as for `simulate`.")
+    slo: str = option("20s", "Target latency of an answer.")
+    most_waiting: int = option(1000, "Longest queue (requests); others are rejected.")
     flush: str | None = option(
-        None, "Timer of a batch, such as 100ms, for policies that wait for one."
+        None, "Age that closes a batch, such as 100ms. Default: none."
     )
-    log: Path | None = option(None, "A new file for the log of decisions.")
+    log: Path | None = option(None, "New file for the log of decisions.")
 
 
 @dataclass(frozen=True)
 class Slots:
-    """Options of the texts that are written at once."""
+    """Options of the concurrent sequences."""
 
-    slots: int = option(4, "Texts that are written at once.")
-    context: int = option(512, "Positions of a slot, prompt and answer together.")
-    pass_tokens: int = option(64, "Tokens of a prompt that share a pass.")
-    meter: bool = option(
-        False, "Count what the processor holds, and refuse more. Passes take longer."
-    )
+    slots: int = option(4, "Concurrent sequences.")
+    context: int = option(512, "Prompt and answer together (tokens).")
+    pass_tokens: int = option(64, "Tokens of a prompt in one pass.")
+    meter: bool = option(False, "Measure the memory and enforce the budget; slower.")
 
 
 @dataclass(frozen=True)
 class Address:
-    """Options of where a service listens, and to whom."""
+    """Options of the address and the access of a service."""
 
     host: str = option("127.0.0.1", "Address to listen on.")
-    port: int = option(8000, "Port; 0 finds a free one.")
+    port: int = option(8000, "Port; 0 selects a free one.")
     api_key: str | None = option(
-        None, "That clients have to send.", "--api-key", envvar="THESIS_API_KEY"
+        None, "Key that clients must send.", "--api-key", envvar="THESIS_API_KEY"
     )
 
 
@@ -126,11 +124,11 @@ def api(
     texts: Slots,
     address: Address,
 ) -> None:
-    """Serve a streamed model to OpenAI's clients.
+    """Serve a streamed model over OpenAI's protocol.
 
-    A policy decides on each request before its text begins; a rejection reports the
-    predicted latency. SIGTERM or Ctrl-C ends it after the accepted requests, a second
-    one at once.
+    The policy decides on each request before generation starts; a rejection reports the
+    predicted latency. SIGTERM or Ctrl-C stops the service after the accepted requests;
+    a second one stops it at once.
     """
     typer.echo("loading the libraries …", err=True)
     from thesis_serve.model.api import listen, serve_api

@@ -1,4 +1,4 @@
-"""What commands share: the application, refusals in one sentence, bars, JSON."""
+"""Share the application, error reports, progress bars and JSON among commands."""
 
 import functools
 import inspect
@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="A thesis that runs: re-execute its chapters, use its two halves.",
+    help="Execute the thesis' chapters, simulate its database, stream its models.",
 )
+
+# The panels of `thesis --help`, by the module of a command.
+PANELS = {"thesis_book.cli": "Book", "thesis_lib.cli.sequencer": "Database"}
 
 console = Console(stderr=True)
 
@@ -28,7 +31,7 @@ EXTRAS = "estimators,optimum,memory,postgresql,live,api,book,cluster"
 
 
 def option(default: Any, help: str, *names: str, **more: Any) -> Any:
-    """An option of a command; of a `default` of `...` it has to be given."""
+    """Return an option of a command; a `default` of `...` makes it mandatory."""
     return typer.Option(default, *names, help=help, **more)
 
 
@@ -71,33 +74,34 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
         except (InvalidInput, Lost) as error:
             message, status = str(error), error.exit_code
             notes = getattr(error, "__notes__", [])
-        except BrokenPipeError:  # whoever reads has enough
+        except BrokenPipeError:  # the reader has closed the pipe
             raise
         except OSError as error:
             named = f" ({error.filename})" if error.filename else ""
             message = (
                 f"{error.strerror or error}{named}: expected files and folders that "
-                "can be read and written, on a disk with room; name others"
+                "can be read and written, on a disk with free space. Name others."
             )
         except MemoryError:
-            message = "this needs more memory than there is: ask for less"
+            message = "this needs more memory than is available. Reduce the input."
         except ModuleNotFoundError as error:
             if (error.name or "").startswith("thesis_lib"):
                 raise
             message = (
-                f"this command needs the package {error.name}, which is not installed: "
-                f"pip install 'thesis-lib[{EXTRAS}]' brings all that any command needs"
+                f"this command needs the package {error.name}, which is not installed. "
+                f"Run pip install 'thesis-lib[{EXTRAS}]' for all commands."
             )
         typer.echo("\n".join([*notes, f"thesis: {message}"]), err=True)
         raise typer.Exit(status)
 
     guarded.__dict__["__signature__"] = inspect.Signature(flat)
     guarded.__annotations__ = {each.name: each.annotation for each in flat}
-    return app.command()(guarded)
+    panel = PANELS.get(function.__module__, "Model")
+    return app.command(rich_help_panel=panel)(guarded)
 
 
 def strict_json(result: Any) -> str:
-    """`result` as JSON, which knows no NaN and no infinity: null stands for either."""
+    """Return `result` as JSON, with null for NaN and infinity."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
@@ -111,14 +115,14 @@ def strict_json(result: Any) -> str:
 
 
 def show(result: dict[str, Any], as_json: bool, lines: list[str]) -> None:
-    """Print `result` as JSON, or `lines` for people."""
+    """Print `result` as JSON, or else `lines`."""
     typer.echo(strict_json(result) if as_json else "\n".join(lines))
 
 
 def progress_bars(
     quiet: bool, unit: str = "cell", verb: str = "executed"
 ) -> tuple["Progress", Callable[[str, int, int], None]]:
-    """Bars on standard error, one for each name, and the function to move them."""
+    """Return progress bars on standard error and the function that moves them."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     state = unit + " {task.completed:.0f}/{task.total:.0f}"
@@ -132,7 +136,7 @@ def progress_bars(
         if name not in tasks:
             tasks[name] = bars.add_task(name, total=total)
         bars.update(tasks[name], completed=done)
-        # A log has no bar to redraw: say each one's end there.
+        # A log has no bar to redraw: report the end of each there.
         if not quiet and not console.is_terminal and done == total:
             typer.echo(f"{verb} {name}", err=True)
 

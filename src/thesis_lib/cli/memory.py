@@ -1,4 +1,4 @@
-"""Commands of Part II: plan, generate, compress, and what it costs."""
+"""Commands of Part II: plan, generate, compress, price."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -11,19 +11,19 @@ from thesis_lib.cli.common import Json, command, console, option, progress_bars,
 from thesis_lib.common import units
 from thesis_lib.common.errors import choice, require
 
-Weights = Annotated[str, typer.Option(help="bf16, nf4, int8 or lossless.")]
-RING_HELP = "Staging buffers. Default: the most of 3, 2 and 1 that fit."
+Weights = Annotated[str, typer.Option(help="Format: bf16, nf4, int8, lossless.")]
+RING_HELP = "Number of staging buffers. Default: the largest of 3, 2, 1 that fits."
 
 
 @dataclass(frozen=True)
 class Pass:
     """Options of the largest pass that a plan covers."""
 
-    batch: int = option(1, "Sequences, beams included.")
+    batch: int = option(1, "Sequences, including beams.")
     context: int | None = option(
-        None, "Positions of a sequence. Default: 512, or all that the model has."
+        None, "Positions of a sequence (tokens). Default: 512, or the model's maximum."
     )
-    pass_tokens: int = option(1, "Tokens of a sequence a pass.")
+    pass_tokens: int = option(1, "Tokens of a sequence in one pass.")
     ring: int | None = option(None, RING_HELP)
 
 
@@ -31,17 +31,17 @@ class Pass:
 def plan(
     *,
     model: Annotated[
-        str, typer.Argument(help="Folder, GGUF file, smollm2, llama-65b, …")
+        str, typer.Argument(help="Folder, GGUF file, or name: smollm2, llama-65b, …")
     ],
-    device_memory: str = option(..., "Such as 8GiB."),
-    host_memory: str = option("0B", "Such as 32GiB."),
+    device_memory: str = option(..., "Budget on the device, such as 8GiB."),
+    host_memory: str = option("0B", "Budget on the host, such as 32GiB."),
     weights: str | None = option(
-        None, "Of a geometry: bf16 (so if not given), nf4, int8, lossless."
+        None, "Format of a named geometry: bf16 (default), nf4, int8, lossless."
     ),
     largest: Pass,
     as_json: Json = False,
 ) -> None:
-    """Certify the peak memory of a streamed model and predict its time, or refuse."""
+    """Certify the peak memory of a streamed model and predict its speed."""
     from thesis_lib.memory.cost.planning import describe_plan
     from thesis_lib.memory.offload.plan import PlanInfeasible
 
@@ -71,7 +71,7 @@ def plan(
 
 
 def _rates(disk: str, flops_per_s: float, spread: float = 0.0, **rates: Any) -> str:
-    """The rates that a plan counts on; `disk` says where that one is from."""
+    """Return the rates of a plan as text; `disk` names the source of the disk rate."""
     sizes = {
         "disk_bytes_per_s": f"{disk} of the disk",
         "decode_bytes_per_s": "decoded",
@@ -90,11 +90,11 @@ def _rates(disk: str, flops_per_s: float, spread: float = 0.0, **rates: Any) -> 
 @command
 def doctor(
     device_memory: str | None = option(
-        None, "For weights and all else, such as 8GiB. Default: 3/4 of what is free."
+        None, "Budget, such as 8GiB. Default: 3/4 of the free memory."
     ),
     as_json: Json = False,
 ) -> None:
-    """Measure disk, memory and cores, and say which models stream here, how fast."""
+    """Check this machine: which models stream here, and how fast."""
     from thesis_lib.memory.cost.planning import examine
 
     allowed = None if device_memory is None else units.parse_size(device_memory)
@@ -126,17 +126,17 @@ class Prompts:
 
     prompt: str | None = option(None, "Text to continue.")
     batch: Path | None = option(
-        None, "File with a prompt in each line, which share each pass."
+        None, "File with one prompt per line; all share each pass."
     )
     max_new_tokens: int = option(32, "Tokens to generate.")
 
     def read(self) -> str | list[str]:
-        """The prompt, or those of a file."""
+        """Return the prompt, or the prompts of the file."""
         from thesis_lib.memory.model.pretrained import read_text
 
         require(
             (self.prompt is None) != (self.batch is None),
-            "expected either --prompt with a text or --batch with a file of them",
+            "expected one of --prompt and --batch. Give one.",
         )
         if self.batch is None:
             return self.prompt or ""
@@ -145,39 +145,38 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Draws:
-    """Options of how the next token is chosen."""
+    """Options of sampling."""
 
     temperature: float | None = option(
-        None, "Draw tokens, the more freely the higher. Default: the likeliest."
+        None, "Sampling temperature. Default: greedy decoding."
     )
-    top_p: float = option(1.0, "Draw from the likeliest with this probability.")
-    seed: int = option(0, "Of the draws.")
+    top_p: float = option(1.0, "Nucleus sampling: total probability to draw from.")
+    seed: int = option(0, "Seed of the sampling.")
 
 
 @dataclass(frozen=True)
 class Style:
-    """Options of the form of a text and where it ends."""
+    """Options of the format and the end of a sequence."""
 
-    chat: bool = option(False, "Prompts are messages, in the model's template.")
-    stop: list[str] | None = option(None, "End before this text; repeatable.")
+    chat: bool = option(False, "Apply the model's chat template.")
+    stop: list[str] | None = option(None, "Stop sequence; repeatable.")
 
 
-Checkpoint = Annotated[str, typer.Argument(help="Folder, GGUF file or smollm2.")]
+Checkpoint = Annotated[str, typer.Argument(help="Folder, GGUF file, or smollm2.")]
 
 
 @dataclass(frozen=True)
 class Budget:
     """Options of the memory and the device that a model streams through."""
 
-    device_memory: str = option(..., "Such as 128MiB.")
-    host_memory: str = option("0B", "For layers beside the device, such as 32GiB.")
+    device_memory: str = option(..., "Budget on the device, such as 128MiB.")
+    host_memory: str = option("0B", "Budget on the host, such as 32GiB.")
     ring: int | None = option(None, RING_HELP)
-    device: str = option("cpu", "cpu or cuda.")
+    device: str = option("cpu", "Device: cpu or cuda.")
     verify: bool = option(
         False,
-        "Read every file first and hold it against the SHA-256 of the "
-        "checkpoint's manifest, for damage from before this run; a change during "
-        "it is noticed without.",
+        "Check the SHA-256 of every file first. Changes during the run are "
+        "detected without it.",
     )
 
 
@@ -185,9 +184,9 @@ class Budget:
 class Proposals:
     """Options of speculative decoding."""
 
-    speculate: bool = option(False, "Verify several proposed tokens a pass; same text.")
+    speculate: bool = option(False, "Speculative decoding; same text.")
     draft: str | None = option(
-        None, "Resident checkpoint that proposes; else the text itself."
+        None, "Resident draft model. Default: look up n-grams in the text."
     )
 
 
@@ -202,7 +201,7 @@ def generate(
     proposals: Proposals,
     as_json: Json = False,
 ) -> None:
-    """Continue a text with a model that streams through a memory budget."""
+    """Continue a text with a model streamed within a memory budget."""
     from thesis_lib.memory.decode.generate import (
         GREEDY,
         Streaming,
@@ -214,15 +213,15 @@ def generate(
     speculate, draft = proposals.speculate, proposals.draft
     require(
         speculate or draft is None,
-        f"--draft {draft} proposes tokens that nobody verifies: add --speculate",
+        f"--draft {draft} needs --speculate. Add it.",
     )
     writing = Writing(
         draws.temperature, draws.top_p, draws.seed, tuple(style.stop or ()), style.chat
     )
     require(
         not speculate or (writing == GREEDY and prompts.batch is None),
-        "--speculate proposes the likeliest text of one plain prompt: leave out "
-        "--batch, --chat, --temperature, --top-p, --seed and --stop",
+        "--speculate works with one greedy prompt. Leave out --batch, --chat, "
+        "--temperature, --top-p, --seed and --stop.",
     )
     device_bytes = units.parse_size(budget.device_memory)
     host_bytes = units.parse_size(budget.host_memory)
@@ -249,7 +248,7 @@ def generate(
 
 
 def _spent(result: dict[str, Any], device_memory: str) -> Iterator[str]:
-    """What texts took, in lines."""
+    """Return the cost of the sequences as lines of text."""
     yield (
         f"{result['tokens']} tokens, {units.format_duration(result['s_per_token'])} "
         f"each; peak {units.format_size(result['device_peak_bytes'])} of "
@@ -266,18 +265,18 @@ def _spent(result: dict[str, Any], device_memory: str) -> Iterator[str]:
 @command
 def synth(
     geometry: Annotated[
-        str, typer.Argument(metavar="GEOMETRY", help="Such as llama-65b.")
+        str, typer.Argument(metavar="GEOMETRY", help="Name, such as llama-65b.")
     ],
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="New folder.")],
     distinct_layers: int | None = option(
-        None, "Layers stored; others are hard links. Default: all."
+        None, "Stored layers; the others are hard links. Default: all."
     ),
-    layers: int | None = option(None, "Depth. Default: that of the geometry."),
+    layers: int | None = option(None, "Number of layers. Default: all."),
     seed: int = option(0, "Seed of the weights."),
     weights: Weights = "bf16",
     as_json: Json = False,
 ) -> None:
-    """Write a seeded random checkpoint of a true geometry, to measure systems with."""
+    """Write random weights with the geometry of a real model."""
     from thesis_lib.memory.compress.random_weights import synthesize
     from thesis_lib.memory.formats.base import words
 
@@ -305,13 +304,13 @@ def synth(
 class Method:
     """Options of one method of compression."""
 
-    weights: str | None = option(None, "nf4, int8 or lossless.")
-    rank_ratio: float | None = option(None, "Share of entries kept in factors, 0 to 1.")
-    bits: int | None = option(None, "Of a weight, 2 to 4.")
-    correction_rank: int = option(0, "Of the factors beside each matrix of few bits.")
-    group: int = option(64, "Inputs that share a scale, with bits.")
+    weights: str | None = option(None, "Format: nf4, int8 or lossless.")
+    rank_ratio: float | None = option(None, "Low rank: share of entries kept, 0 to 1.")
+    bits: int | None = option(None, "Bits of a weight, 2 to 4.")
+    correction_rank: int = option(0, "Rank of the low-rank correction, with bits.")
+    group: int = option(64, "Inputs that share one scale, with bits.")
     calibration: Path | None = option(
-        None, "UTF-8 text, with rank ratio or bits. Default: Persuasion."
+        None, "Calibration text in UTF-8. Default: Persuasion."
     )
 
 
@@ -319,12 +318,12 @@ class Method:
 def compress(
     *,
     checkpoint: Annotated[str, typer.Argument(help="Folder or smollm2.")],
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="New folder.")],
     method: Method,
-    tokens: int = option(4096, "Held-out tokens that perplexities are of; 0 for none."),
+    tokens: int = option(4096, "Held-out tokens for the perplexity; 0 for none."),
     as_json: Json = False,
 ) -> None:
-    """Write a smaller checkpoint that streams, and measure what it costs in quality."""
+    """Compress a checkpoint and measure the loss of quality."""
     from thesis_lib.memory.compress.convert import (
         CompressionConfig,
         compress_checkpoint,
@@ -354,19 +353,17 @@ def compress(
 
 @command
 def convert(
-    file: Annotated[str, typer.Argument(help="A GGUF file, or smollm2.")],
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
-    memory: str | None = option(
-        None, "Refuse to take more at a time, such as 512MiB. Default: what it needs."
-    ),
+    file: Annotated[str, typer.Argument(help="GGUF file, or smollm2.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="New folder.")],
+    memory: str | None = option(None, "Memory limit, such as 512MiB. Default: none."),
     keep_blocks: bool = option(
-        False, "Leave matrices of the layers in the blocks of the GGUF file."
+        False, "Keep the quantised blocks of the layers' matrices."
     ),
     as_json: Json = False,
 ) -> None:
-    """Unpack a GGUF file, llama.cpp's, into a checkpoint that streams.
+    """Convert a GGUF file of llama.cpp into a checkpoint that streams.
 
-    With --keep-blocks, its layers stay as small as they are, and are restored for each
+    With --keep-blocks, the layers stay quantised on disk and are dequantised for each
     product, to the same bits.
     """
     from thesis_lib.memory.formats.ggml import Blocks
@@ -399,15 +396,15 @@ def convert(
 class Machine:
     """Options of the machine for rent and of the rate at which it generates."""
 
-    gpu: str = option("rtx-3090", "An item of data/prices.csv, paid by the hour.")
-    tokens_per_s: float | None = option(None, "Generated tokens a second.")
+    gpu: str = option("rtx-3090", "Rented card, an item of data/prices.csv.")
+    tokens_per_s: float | None = option(None, "Measured rate (tokens/s).")
     between: tuple[float, float] | None = option(
-        None, "Interval of that rate.", metavar="LOW HIGH"
+        None, "Interval of that rate (tokens/s).", metavar="LOW HIGH"
     )
-    model: str = option("llama-65b", "Geometry, where the rate is to be predicted.")
+    model: str = option("llama-65b", "Geometry whose rate is predicted.")
     weights: Weights = "bf16"
-    batch: int = option(1, "Sequences.")
-    utilization: float = option(1.0, "Busy share of the hours paid for.")
+    batch: int = option(1, "Sequences in one pass.")
+    utilization: float = option(1.0, "Busy share of the paid hours, 0 to 1.")
 
 
 @command
@@ -415,13 +412,13 @@ def cost(
     *,
     machine: Machine,
     price: list[str] | None = option(
-        None, "A price of your own; repeatable.", metavar="ITEM=USD"
+        None, "Your own price (USD); repeatable.", metavar="ITEM=USD"
     ),
     as_json: Json = False,
 ) -> None:
-    """Cost of a million tokens, rented and owned, and where they break even.
+    """Compare prices of a million tokens, rented and owned.
 
-    The rate is given, or else predicted for MODEL on the card.
+    Pass the rate with --tokens-per-s, or let the command predict it for the model.
     """
     from thesis_lib.memory.cost.prices import parse_override
     from thesis_lib.memory.cost.question import Question, summarize
@@ -433,12 +430,12 @@ def cost(
 
 
 def _priced(streamed_layers: int | None, **result: Any) -> Iterator[str]:
-    """The answer of `thesis cost`, in lines."""
+    """Return the prices as lines of text."""
     from thesis_lib.memory.cost.deployment import volume
 
     def dollars(name: str) -> str:
         if result[f"{name}_tokens"] is None:
-            return "not to be had"
+            return "unavailable"
         interval = result[f"{name}_interval"]
         ends = "" if interval is None else " ({:,.2f} to {:,.2f})".format(*interval)
         return f"${result[f'{name}_tokens']:,.2f}{ends}"

@@ -1,4 +1,4 @@
-"""Commands of Part I: collect a trace, serve it, simulate policies."""
+"""Commands of Part I: record a trace, serve a workload, simulate policies."""
 
 import math
 import time
@@ -16,9 +16,8 @@ if TYPE_CHECKING:
     from thesis_lib.sequencer.experiments.configuration import SystemOptions
 
 POLICY_HELP = (
-    "fifo, drop, reorder, hybrid (or drop-corrected, …), queue-cap, codel, breakwater, "
-    "envoy, edf, sjf, late-edf, late-sjf, least-slack, bid-price, …; or your own, as "
-    "FILE.py:FUNCTION."
+    "Policy: fifo, drop, reorder, hybrid, drop-corrected, queue-cap, codel, edf, sjf, "
+    "late-edf, late-sjf, least-slack, bid-price, …; or your own, as FILE.py:FUNCTION."
 )
 
 Processes = Annotated[int, typer.Option(help="Worker processes.")]
@@ -30,7 +29,7 @@ class Database:
 
     engine: Annotated[str, typer.Option(help="sqlite or postgresql.")] = "sqlite"
     dsn: str | None = option(
-        None, "PostgreSQL server. Default: a temporary one of this machine."
+        None, "PostgreSQL server. Default: a temporary server on this machine."
     )
 
 
@@ -39,22 +38,24 @@ class Workload:
     """Options of the transactions that an engine runs."""
 
     workload: Annotated[str, typer.Option(help="tpcc or ycsb.")] = "tpcc"
-    mix: str | None = option(None, "tpcc: spec, new-order/payment; ycsb: A, B, C, F.")
-    zipf: float | None = option(None, "Skew of ycsb. Default: 0.99.")
-    warehouses: int = option(2, "Warehouses or partitions, a file each.")
+    mix: str | None = option(
+        None, "Mix: spec or new-order/payment (tpcc); A, B, C or F (ycsb)."
+    )
+    zipf: float | None = option(None, "Skew of the keys of ycsb. Default: 0.99.")
+    warehouses: int = option(2, "Number of warehouses or partitions, one file each.")
 
 
 @dataclass(frozen=True)
 class Collection:
     """Options of one collected trace."""
 
-    replays: int = option(1, "Runs of the same log.")
-    seed: int = option(0, "Seed of data and log.")
+    replays: int = option(1, "Number of runs of the same log.")
+    seed: int = option(0, "Seed of the data and the log.")
     estimator: Path | None = option(
-        None, "Also learn from the trace, and write what was learned here."
+        None, "File for an estimator, fitted on the trace and saved."
     )
     learn: str = option(
-        "boosted", "What: constant, sum-max, linear, boosted, quantiles."
+        "boosted", "Its model: constant, sum-max, linear, boosted or quantiles."
     )
 
 
@@ -63,16 +64,16 @@ def collect(
     *,
     output: Annotated[Path, typer.Argument(metavar="OUT.parquet")],
     database: Database,
-    transactions: int = option(20_000, "Length of the log."),
+    transactions: int = option(20_000, "Length of the log (transactions)."),
     workers: Processes = 2,
     workload: Workload,
     collection: Collection,
     as_json: Json = False,
 ) -> None:
-    """Run a workload on the real deterministic engine and write a trace.
+    """Record a trace of a workload on the deterministic engine.
 
-    With --estimator also a fitted estimator of static features, which serve and
-    simulate read.
+    With --estimator, also fit an estimator of static features and save it for `serve`
+    and `simulate`.
     """
     from thesis_lib.sequencer.core.trace_file import require_parquet
     from thesis_lib.sequencer.engine import engine as engine_
@@ -131,35 +132,35 @@ class Rounds:
 
     estimator: str = option(
         "boosted",
-        "constant, sum-max, linear, boosted; or a file that `thesis collect "
-        "--estimator` wrote.",
+        "Estimator: constant, sum-max, linear, boosted; or a file that `thesis "
+        "collect --estimator` wrote.",
     )
-    rounds: int = option(5, "Pairs of runs that share them.")
+    rounds: int = option(5, "Number of pairs of runs that share the measurement time.")
     workers: Processes = 2
     slo: str | None = option(
         None,
-        "Service level objective, such as 12.5ms. Default: twice the 95th "
-        "percentile of the service time.",
+        "Target latency, such as 12.5ms. Default: twice the 95th percentile of the "
+        "service times.",
     )
-    batch: int = option(10, "Transactions that close a batch.")
-    flush: str = option("1ms", "Time that closes a batch.")
+    batch: int = option(10, "Size that closes a batch (transactions).")
+    flush: str = option("1ms", "Age that closes a batch.")
 
 
 @command
 def serve(
     *,
     policy: str = option(..., POLICY_HELP),
-    load: float = option(..., "Share of FIFO's measured saturation rate."),
-    seconds: float = option(..., "Under each of policy and FIFO."),
+    load: float = option(..., "Arrival rate, as a share of FIFO's saturation rate."),
+    seconds: float = option(..., "Measurement time of each policy (s)."),
     database: Database,
     runs: Rounds,
     workload: Workload,
-    seed: int = option(0, "Seed of data, log and arrivals."),
+    seed: int = option(0, "Seed of the data, the log and the arrivals."),
     as_json: Json = False,
 ) -> None:
-    """Measure a policy live, in front of the real engine, against FIFO.
+    """Measure a policy against FIFO on the running engine.
 
-    Load 1 is the saturation of FIFO on this engine, measured first by a closed loop.
+    Load 1 is FIFO's saturation rate on this engine, measured first in a closed loop.
     """
     from thesis_lib.common.provenance import disturbances
     from thesis_lib.sequencer.experiments.live import serve as serve_
@@ -180,11 +181,11 @@ def serve(
         f"reduction   {result['reduction']:.1%}  [{low:.1%}, {high:.1%}]",
         f"late {result['late']:.2%}, dropped {result['dropped']:.2%}, "
         f"goodput {result['goodput_per_s']:.0f}/s of {result['rate_per_s']:.0f}/s; "
-        f"saturation {result['saturation_per_s']:.0f}/s, objective "
+        f"saturation {result['saturation_per_s']:.0f}/s, SLO "
         f"{units.format_duration(result['slo_s'])}",
     ]
     result["disturbed"] = list(disturbances())
-    lines += [f"not to be believed: {why}" for why in result["disturbed"]]
+    lines += [f"unreliable: {why}" for why in result["disturbed"]]
     show(result, as_json, lines)
 
 
@@ -192,42 +193,42 @@ def serve(
 class Question:
     """Options of the transactions, their estimates and their number."""
 
-    scenario: str | None = option(None, "A, B or C.")
-    trace: Path | None = option(None, "A trace, replayed with its own arrivals.")
+    scenario: str | None = option(None, "Scenario: A, B or C.")
+    trace: Path | None = option(None, "Trace file, replayed with its own arrivals.")
     rows: str | None = option(
-        None, "Of a long trace the only ones to read, as 1000000:1200000, from 0."
+        None, "Rows of the trace to read, counted from 0: 1000000:1200000."
     )
     estimator: str = option(
         "noisy",
-        "noisy, boosted, …; of a trace, a learned one is fitted on the first "
-        "half and the rest is replayed. Or a file that `thesis collect "
-        "--estimator` wrote.",
+        "Estimator: noisy, boosted, …; or a file that `thesis collect --estimator` "
+        "wrote. With a trace, a learned estimator is fitted on the first half, and "
+        "the second half is replayed.",
     )
-    noise: float = option(0.2, "Sigma of `noisy`.")
-    bias: float = option(1.0, "Multiplies every estimate.")
+    noise: float = option(0.2, "Log-normal sigma of `noisy`.")
+    bias: float = option(1.0, "Factor applied to every estimate.")
     seeds: int | None = option(
         None,
-        "Paired seeds. Default: 5; to compare, 8 that choose and as many that judge.",
+        "Number of paired seeds. Default: 5; to compare, 8 to choose and 8 to judge.",
     )
-    seed: int = option(0, "What they are drawn from.")
+    seed: int = option(0, "Seed that the paired seeds are drawn from.")
     transactions: int | None = option(
-        None, "For each seed. Default: 20,000; of a trace, all of them."
+        None, "Transactions for each seed. Default: 20,000; all of a trace."
     )
-    warehouses: int | None = option(None, "Of the scenario.")
+    warehouses: int | None = option(None, "Warehouses. Default: those of the scenario.")
 
 
 @dataclass(frozen=True)
 class Machine:
     """Options of the simulated sequencer and database."""
 
-    cores: int | None = option(None, "Of the scenario; of a trace 4, if not given.")
-    slo: str | None = option(None, "Service level objective, such as 12.5ms.")
-    lag: str = option("0s", "Decision to dispatch, as 0.5ms.")
-    sequencing: str = option("0s", "The sequencer's work on a transaction, as 5us.")
-    overhead: str = option("0s", "On a worker beside each service, as 20us.")
-    batch: int = option(10, "Transactions that fill a batch.")
-    flush: str | None = option(None, "Timer of a batch, such as 1ms; else none.")
-    clients: int | None = option(None, "Of a closed loop; else the loop is open.")
+    cores: int | None = option(None, "Cores. Default: those of the scenario; 4.")
+    slo: str | None = option(None, "Target latency, such as 12.5ms.")
+    lag: str = option("0s", "Time from decision to dispatch, such as 0.5ms.")
+    sequencing: str = option("0s", "Sequencer time for each transaction, such as 5us.")
+    overhead: str = option("0s", "Worker time added to each service, such as 20us.")
+    batch: int = option(10, "Size that closes a batch (transactions).")
+    flush: str | None = option(None, "Age that closes a batch. Default: none.")
+    clients: int | None = option(None, "Clients of a closed loop. Default: open loop.")
 
     def system(self) -> "SystemOptions":
         """Return the fields of a SimulationConfig that these options set."""
@@ -251,20 +252,20 @@ class Machine:
 @command
 def simulate(
     *,
-    policy: list[str] = option(..., f"{POLICY_HELP} Given twice or more, compares."),
+    policy: list[str] = option(..., f"{POLICY_HELP} Repeat it to compare."),
     load: list[float] = option(
         [],
-        "Share of FIFO's saturation rate. Of a trace, stretches its arrivals; "
-        "without, they stay as they are. Given twice or more, one after the other.",
+        "Arrival rate, as a share of FIFO's saturation rate; repeatable. Default, "
+        "of a trace: its own rate.",
     ),
     question: Question,
     machine: Machine,
     gap: float | None = option(
-        None, "Of bid-price: violations of a type above another's, as a share."
+        None, "Largest gap between the violation rates of two types (bid-price)."
     ),
     as_json: Json = False,
 ) -> None:
-    """Simulate points of the evaluation: policies at a load, against FIFO."""
+    """Simulate policies at a load and compare them with FIFO."""
     from thesis_lib.sequencer.experiments.grid import (
         Study,
         compare_policies,
@@ -306,7 +307,7 @@ def simulate(
 
 
 def _simulated(result: dict, estimator: str) -> list[str]:
-    """What became of a policy, for people."""
+    """Return the result of one policy as lines of text."""
     ends, bound = result["reduction_ci"], result["lower_bound"]
     learned = f", fitted on {result['fitted_on']} others" * (result["fitted_on"] > 0)
     return [
@@ -324,7 +325,7 @@ def _simulated(result: dict, estimator: str) -> list[str]:
 
 
 def _compared(chosen: str, policies: list[dict]) -> list[str]:
-    """A line for each policy, and which one to take."""
+    """Return one line for each policy, and a recommendation."""
     from thesis_lib.common.stats import LEAST
 
     wide = max(len(each["policy"]) for each in policies)
