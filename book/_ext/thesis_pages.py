@@ -28,7 +28,7 @@ THEME = """((mode) => ["light", "dark"].includes(mode) ? mode
 )(localStorage.getItem("mode"))"""
 STORED = 'localStorage.getItem("theme") || "auto"'
 UNUSED = 'script[src*="fontawesome"], script[type="text/x-thebe-config"]'
-# From files a browser refuses to load a font ahead, and reports it as an error.
+# From files a browser rejects to load a font ahead, and reports it as an error.
 PRELOAD = """if (location.protocol != "file:")
   document.head.append(Object.assign(document.createElement("link"), {{
     rel: "preload", as: "font", type: "font/woff2", crossOrigin: "", href: "{face}",

@@ -39,7 +39,7 @@ from thesis_book.execute.parameters import (
     declared_in,
     limits_of,
     read_yaml,
-    refuse,
+    reject,
 )
 from thesis_book.execute.provenance import (
     Watch,
@@ -202,18 +202,18 @@ def resolve(
             f"parameter {PROFILE_PARAMETER} is not set by hand: use --profile",
         )
         try:
-            refuse(declared.values(), standard | own)
+            reject(declared.values(), standard | own)
         except InvalidInput as error:
             raise InvalidInput(f"{chapter.name} cannot run: {error}") from error
         values = standard | own
         if values != standard and PROFILE_PARAMETER in declared:
             values[PROFILE_PARAMETER] = CUSTOM
         resolved[chapter.name] = values
-    refuse_unknown(overrides, known, defaults, ", ".join(resolved))
+    reject_unknown(overrides, known, defaults, ", ".join(resolved))
     return resolved
 
 
-def refuse_unknown(
+def reject_unknown(
     names: Iterable[str],
     declared: Mapping[str, Parameter],
     values: Mapping[str, Any],
@@ -274,7 +274,7 @@ def content_keys(chapter: Chapter, many: Iterable[Mapping[str, Any]]) -> list[st
     taking = [p for p in parameters(chapter).values() if p.limits.function]
     keys = []
     for values in many:
-        refuse(taking, values)  # a worker may not have the file
+        reject(taking, values)  # a worker may not have the file
         functions = [name for p in taking for name in values.get(p.name, [])]
         own = {
             "parameters": values, "claims": claims(values.get(PROFILE_PARAMETER)),
@@ -527,7 +527,7 @@ _REFUSED = {
 
 @contextmanager
 def storage(folder: Path) -> Iterator[None]:
-    """Turn what the file system refuses while results are written into a refusal."""
+    """Turn what the file system rejects while results are written into a rejection."""
     try:
         yield
     except OSError as error:

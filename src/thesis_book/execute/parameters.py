@@ -214,7 +214,7 @@ class Parameter:
             return isinstance(value, list) and all(map(is_one, value))
         return is_one(value)
 
-    def refusal(self, value: Any, values: Mapping[str, Any]) -> str | None:
+    def rejection(self, value: Any, values: Mapping[str, Any]) -> str | None:
         """Why `value` is not allowed beside the `values` of others, None if it is.
 
         A bound that is a parameter not among `values` is not held against it.
@@ -260,16 +260,16 @@ class Parameter:
         )
 
 
-def refuse(declared: Iterable[Parameter], values: Mapping[str, Any]) -> None:
+def reject(declared: Iterable[Parameter], values: Mapping[str, Any]) -> None:
     """Raise InvalidInput that names each of `values` that is not allowed."""
     passed = [p for p in declared if p.name in values]
     sound = {p.name: values[p.name] for p in passed if p.fits(values[p.name])}
-    refusals = [
-        refusal
+    rejections = [
+        rejection
         for parameter in passed
-        if (refusal := parameter.refusal(values[parameter.name], sound))
+        if (rejection := parameter.rejection(values[parameter.name], sound))
     ]
-    require(not refusals, "parameter " + "; parameter ".join(refusals))
+    require(not rejections, "parameter " + "; parameter ".join(rejections))
 
 
 def read_limits(text: str) -> dict[str, Limits]:
@@ -313,7 +313,7 @@ def declared_in(source: str, limits: Mapping[str, Limits]) -> dict[str, Paramete
 
 
 def check(values: Mapping[str, Any], text: str) -> None:
-    """Refuse the values of a running chapter that its limits do not allow.
+    """Reject the values of a running chapter that its limits do not allow.
 
     `values` is the namespace of the chapter, with the annotations of its parameters.
     Raises InvalidInput that names each.
@@ -321,7 +321,7 @@ def check(values: Mapping[str, Any], text: str) -> None:
     annotations = values["__annotations__"]
     limits = read_limits(text)
     kinds = {name: inspect.formatannotation(annotations[name]) for name in limits}
-    refuse(
+    reject(
         [Parameter(name, kinds[name], None, "", limits[name]) for name in limits],
         values,
     )

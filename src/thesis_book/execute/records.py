@@ -146,7 +146,7 @@ class OldRecord(InvalidInput):
     """A record of an earlier version: what it describes has to be made again."""
 
 
-STRICT = {"extra": "forbid", "strict": True}  # what pydantic refuses in a file
+STRICT = {"extra": "forbid", "strict": True}  # what pydantic rejects in a file
 T = TypeVar("T")
 
 
@@ -214,7 +214,7 @@ class Record:
 
     @classmethod
     def from_json(cls, text: str | bytes, where: Path | str) -> Self:
-        """Read what `to_json` wrote; `where` names its place in a refusal.
+        """Read what `to_json` wrote; `where` names its place in a rejection.
 
         Raises OldRecord for an earlier version, InvalidInput for anything else that
         this version would not have written.

@@ -29,7 +29,7 @@ from thesis_book.execute import chapters
 from thesis_book.execute.chapters import Chapter
 from thesis_book.execute.claims import read_claims
 from thesis_book.execute.pages import write_notebook
-from thesis_book.execute.parameters import read_yaml, refuse
+from thesis_book.execute.parameters import read_yaml, reject
 from thesis_book.execute.provenance import identity
 from thesis_book.execute.records import STRICT, Record, read_as
 from thesis_lib.common.errors import InvalidInput, Lost, require, require_count
@@ -97,7 +97,7 @@ def read_grid(path: Path, chapter: Chapter) -> Grid:
     names = [name for axis, _ in axes for name in axis]
     declared = chapters.parameters(chapter)
     smoke = {name: parameter.smoke for name, parameter in declared.items()}
-    chapters.refuse_unknown(names, declared, smoke, chapter.name)
+    chapters.reject_unknown(names, declared, smoke, chapter.name)
     for name, count in Counter(names).items():
         require(count == 1, f"{name} must be in one axis of {path}, got {count}.")
     count = math.prod(len(values) for _, values in axes)
@@ -114,7 +114,7 @@ def read_grid(path: Path, chapter: Chapter) -> Grid:
                 f"{value!r}. Give one value for each parameter of the axis.",
             )
             values |= zip(axis, parts, strict=True)
-        refuse(declared.values(), values)
+        reject(declared.values(), values)
         if values != standard and chapters.PROFILE_PARAMETER in values:
             values[chapters.PROFILE_PARAMETER] = chapters.CUSTOM
         all_values.append(values)

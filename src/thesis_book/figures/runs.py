@@ -144,7 +144,7 @@ _ADDED = {"edgecolor": style.VERMILION, "linewidth": 1.2}
 def deterministic_database(history: History, bookings: pd.DataFrame) -> Drawing:
     """The way of one batch through a deterministic database, from clients to storage.
 
-    `history` says its log and what was refused; `bookings` are the locks of the log
+    `history` says its log and what was rejected; `bookings` are the locks of the log
     (`tables.worked_example.bookings`): who holds all of its locks runs. What the thesis
     adds has a colour of its own.
     """
@@ -208,7 +208,7 @@ def _sequencing(panel: Axes, log: list[int], refused: list[int]) -> None:
         _cell(panel, column, 3.45, i, "refused" if i in refused else "in the log")
     if refused:
         style.say(panel, n - len(refused) / 2, 3.93, "refused", color=style.GRAY)
-    asks = {0.87: "how long will each take?", 1.6: "who goes first, who is refused?"}
+    asks = {0.87: "how long will each take?", 1.6: "who goes first, who is rejected?"}
     for y, question in asks.items():
         words = f"the thesis: {question}"
         style.box(panel, (n / 2, y), (n, 0.5), words, facecolor="white", **_ADDED)

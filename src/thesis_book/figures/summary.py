@@ -26,7 +26,7 @@ def two_limits(
     """Latencies of a batch beside its deadline, and bytes beside a device's memory.
 
     `before` and `after` are one batch, all of one objective, under two policies; what
-    `after` refuses has no latency there. Sizes stand on a logarithmic scale.
+    `after` rejects has no latency there. Sizes stand on a logarithmic scale.
     """
     figure, left, right = style.axes(2, height_in=2.9)
     rows = np.arange(len(before.latency_s))
@@ -40,7 +40,7 @@ def two_limits(
         left.plot(history.latency_s[ran] / MILLISECONDS, rows[ran] + shift, **look)
         for row in rows[history.dropped]:
             text = {"va": "center", "color": look["color"], "fontsize": 9}
-            left.text(0, row + shift, " refused", **text)
+            left.text(0, row + shift, " rejected", **text)
     objective_s = float(before.deadline_s[0] - before.arrival_s[0])
     style.name_rows(left, [f"{row}" for row in rows])
     dashed = style.RULE | {"linestyle": "--", "label": "limit"}

@@ -310,7 +310,7 @@ def _stage_pages(
     """Write the chapters, fill what cites them, and the chapters to take away."""
     book = source / "book"
     for notebook, _ in results:
-        tell = partial(published.plain, home=notebook.stem, refuse=False)
+        tell = partial(published.plain, home=notebook.stem, reject=False)
         clean = clean_notebook(notebook.read_text(), tell)
         pages = stage_notebook(notebook, published, book / FIGURES)
         for name, page in pages.items():

@@ -107,11 +107,11 @@ class Published:
             rows[row] = "<td".join(cells)
         return "\n".join([f"{head}<tbody>", *rows])
 
-    def plain(self, text: str, home: str, refuse: bool = True) -> str:
+    def plain(self, text: str, home: str, reject: bool = True) -> str:
         """Text that can hold no role, such as an alternative one: filled and marked.
 
-        Raises InvalidInput for a name that the chapter did not publish, unless `refuse`
-        is off: then the name stays, and the build refuses it.
+        Raises InvalidInput for a name that the chapter did not publish, unless `reject`
+        is off: then the name stays, and the build rejects it.
         """
 
         def filled(hit: re.Match) -> str:
@@ -119,7 +119,7 @@ class Published:
             if self._absent(chapter, name):
                 return "(not computed)" + hit["unit"]
             numbers = self.records[chapter].numbers if chapter in self.records else {}
-            if name not in numbers and not refuse:
+            if name not in numbers and not reject:
                 return hit[0]
             require(
                 name in numbers,
@@ -162,7 +162,7 @@ def stage_notebook(
             cell.source = tell(text)
             page.append(cell)
             continue
-        _refuse_errors(executed.name, cell)
+        _reject_errors(executed.name, cell)
         numbers = [o for o in cell.outputs if "scrapbook" in o.get("metadata", {})]
         if numbers:
             hidden = {"tags": ["remove-cell"]}
@@ -216,7 +216,7 @@ def _told(published: Published, home: str, aside: bool, text: str) -> str:
     return re.sub(r"(?<=\{glue:text\}`)(?=\w+:(?!:))", f"{home}.ipynb::", text)
 
 
-def _refuse_errors(name: str, cell: Any) -> None:
+def _reject_errors(name: str, cell: Any) -> None:
     for output in cell.outputs:
         require(
             output.get("name") != "stderr",

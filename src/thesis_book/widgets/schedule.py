@@ -27,14 +27,14 @@ NO_GHOSTS = "hybrid-no-ghosts"
 POLICIES = {  # and what each does with the batch
     "fifo": "runs everything in order of arrival, at once",
     "fifo-batched": "waits for all eight, then keeps their order",
-    "drop": "refuses what it forecasts to be hopeless",
+    "drop": "rejects what it forecasts to be hopeless",
     "reorder": "moves to the front what it forecasts to be critical",
-    "hybrid": "refuses the hopeless and moves the critical to the front",
-    NO_GHOSTS: "forgets what it refused",
+    "hybrid": "rejects the hopeless and moves the critical to the front",
+    NO_GHOSTS: "forgets what it rejected",
     "drop-corrected": "forecasts again at every decision",
     "reorder-corrected": "puts the least slack first",
     "hybrid-corrected": "does both, without any defect",
-    "bid-price": "lets first what need not wait, refuses what is not worth its time",
+    "bid-price": "lets first what need not wait, rejects what is not worth its time",
     "edf": "sorts the batch by deadline",
     "sjf": "sorts the batch by length",
     "late-edf": "chooses by deadline only when there is room",
@@ -42,9 +42,9 @@ POLICIES = {  # and what each does with the batch
     "least-slack": "chooses by slack when there is room",
     "startable-first": "lets lock waits go last",
     "late-demote": "lets those go last whom a selection for one machine would give up",
-    "codel": "refuses when waiting stays long, and needs no estimate",
-    "queue-cap": "refuses when the queue is long",
-    "random-drop": "refuses one in ten, whichever it is",
+    "codel": "rejects when waiting stays long, and needs no estimate",
+    "queue-cap": "rejects when the queue is long",
+    "random-drop": "rejects one in ten, whichever it is",
 }
 
 

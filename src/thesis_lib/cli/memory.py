@@ -49,9 +49,9 @@ def plan(
     try:
         with console.status("planning"):
             result = describe_plan(model, *sizes, weights=weights, **asdict(largest))
-    except PlanInfeasible as refusal:
+    except PlanInfeasible as rejection:
         if as_json:
-            show({"feasible": False, "reason": str(refusal)}, True, [])
+            show({"feasible": False, "reason": str(rejection)}, True, [])
         raise
     tiers = ", ".join(
         f"{n} layers on {tier}" for tier, n in result["tiers"].items() if n

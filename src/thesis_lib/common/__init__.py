@@ -1,1 +1,1 @@
-"""What every room may use: refusals, units, files, intervals, provenance."""
+"""What every room may use: rejections, units, files, intervals, provenance."""

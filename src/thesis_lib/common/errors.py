@@ -16,7 +16,7 @@ from pathlib import Path
 from reprlib import Repr
 from typing import TYPE_CHECKING, Any, NoReturn
 
-if TYPE_CHECKING:  # the command line refuses much without an array
+if TYPE_CHECKING:  # the command line rejects much without an array
     from numpy.typing import ArrayLike, NDArray
 
 _UNREADABLE: dict[type[Exception], str] = {  # of JSON, by what Python says
@@ -53,7 +53,7 @@ def require(condition: bool, message: str) -> None:
 
 
 def choice(name: str, value: str, allowed: Iterable[str]) -> str:
-    """Return `value` if it is one of `allowed`; refuse with the list otherwise."""
+    """Return `value` if it is one of `allowed`; reject with the list otherwise."""
     options = list(allowed)
     if value not in options:
         near = get_close_matches(str(value), options, n=1)
@@ -148,60 +148,62 @@ def open_regular(path: Path) -> int:
 def read_object(
     path: Path,
     expected: str,
-    refusal: type[InvalidInput] = InvalidInput,
+    error_type: type[InvalidInput] = InvalidInput,
 ) -> dict[str, Any]:
-    """The JSON object in a file, as `parse_object`. Raises `refusal`."""
+    """The JSON object in a file, as `parse_object`. Raises `error_type`."""
     try:
         with open(open_regular(path), "rb") as file:
             raw = file.read(JSON_LIMIT_BYTES + 1)
     except OSError as error:
-        raise refusal(
+        raise error_type(
             f"{path} cannot be read ({error.strerror}): expected {expected}"
         ) from error
     if len(raw) > JSON_LIMIT_BYTES:
-        raise refusal(
+        raise error_type(
             f"{path} is longer than {JSON_LIMIT_BYTES} bytes: expected {expected}"
         )
-    return parse_object(raw, str(path), expected, refusal)
+    return parse_object(raw, str(path), expected, error_type)
 
 
 def parse_object(
-    raw: bytes, name: str, expected: str, refusal: type[InvalidInput] = InvalidInput
+    raw: bytes, name: str, expected: str, error_type: type[InvalidInput] = InvalidInput
 ) -> dict[str, Any]:
-    """The one JSON object that the bytes `raw` are. Raises `refusal`: `parse_json`."""
-    value = parse_json(raw, name, expected, refusal)
+    """The one JSON object that the bytes `raw` are. Raises `error_type`: `parse_json`."""
+    value = parse_json(raw, name, expected, error_type)
     if not isinstance(value, dict):
-        raise refusal(
+        raise error_type(
             f"{name} holds no JSON object: expected {expected}; copy it again"
         )
     return value
 
 
 def parse_json(
-    raw: bytes, name: str, expected: str, refusal: type[InvalidInput] = InvalidInput
+    raw: bytes, name: str, expected: str, error_type: type[InvalidInput] = InvalidInput
 ) -> Any:
     """The one JSON value that the bytes `raw` are.
 
-    Raises `refusal` for anything that readers of JSON differ about: another encoding
+    Raises `error_type` for anything that readers of JSON differ about: another encoding
     than UTF-8, a name given twice, a number that is not finite, half a character, and
     nesting without end.
     """
 
-    def refuse(what: str, cause: BaseException | None = None) -> NoReturn:
-        raise refusal(f"{name} {what}: expected {expected}; copy it again") from cause
+    def reject(what: str, cause: BaseException | None = None) -> NoReturn:
+        raise error_type(
+            f"{name} {what}: expected {expected}; copy it again"
+        ) from cause
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         members: dict[str, Any] = {}
         for name, value in pairs:
             if name in members:
-                refuse(f"says {shown(name)} twice")
+                reject(f"says {shown(name)} twice")
             members[name] = value
         return members
 
     def finite(text: str) -> float:
         number = float(text)
         if not math.isfinite(number):
-            refuse(f"has the number {text[:20]}, which is not finite")
+            reject(f"has the number {text[:20]}, which is not finite")
         return number
 
     try:
@@ -214,7 +216,7 @@ def parse_json(
     except InvalidInput:
         raise
     except (ValueError, RecursionError) as error:
-        refuse(_UNREADABLE.get(type(error), "is not readable JSON"), error)
+        reject(_UNREADABLE.get(type(error), "is not readable JSON"), error)
     return parsed
 
 
@@ -223,11 +225,11 @@ def whole(
     name: str,
     least: int,
     most: int,
-    refusal: type[InvalidInput] = InvalidInput,
+    error_type: type[InvalidInput] = InvalidInput,
 ) -> int:
     """Return `value` if a file gave it as a whole number from `least` to `most`."""
     if type(value) is not int or not least <= value <= most:
-        raise refusal(
+        raise error_type(
             f"{name} is {shown(value)}: expected a whole number from {least} to {most}"
         )
     return value

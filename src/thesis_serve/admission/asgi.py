@@ -108,11 +108,11 @@ class SequencerMiddleware:
             if not await client.stays_for(turn.granted):
                 return
             if not turn.granted.result():
-                refusal = turn.refusal()
+                rejection = turn.rejection()
                 rejection = JSONResponse(
-                    {"error": str(refusal), "predicted_s": refusal.predicted_s},
+                    {"error": str(rejection), "predicted_s": rejection.predicted_s},
                     503,
-                    {"retry-after": str(refusal.retry_after_s)},
+                    {"retry-after": str(rejection.retry_after_s)},
                 )
                 await rejection(scope, receive, send)
                 return

@@ -1,4 +1,4 @@
-"""Admission control for asyncio: who wants to run waits for its turn, or is refused."""
+"""Admission control for asyncio: who wants to run waits for its turn, or is rejected."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -24,7 +24,7 @@ class Refused(Exception):
 
     def __init__(self, wait_s: float, predicted_s: float) -> None:
         super().__init__(
-            f"refused: it would take about {predicted_s:.3g} s, with a wait of "
+            f"rejected: it would take about {predicted_s:.3g} s, with a wait of "
             f"{wait_s:.3g} s; ask again later"
         )
         self.wait_s, self.predicted_s = wait_s, predicted_s
@@ -43,9 +43,9 @@ class Turn:
     number: int
     kind: str
     features: Sequence[float]
-    granted: asyncio.Future[bool]  # False where it is refused
+    granted: asyncio.Future[bool]  # False where it is rejected
 
-    def refusal(self) -> Refused:
+    def rejection(self) -> Refused:
         """Why it was not granted."""
         sequencer = self.controller.sequencer
         wait_s = sequencer.wait_s()
@@ -116,7 +116,7 @@ class AdmissionController:
         ending: Ending = "left"
         try:
             if not await turn.granted:
-                raise turn.refusal()
+                raise turn.rejection()
             try:
                 yield
                 ending = "served"

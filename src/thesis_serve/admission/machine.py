@@ -1,7 +1,7 @@
 """The sequencer in front of a service, as a machine of events without a clock.
 
 Whoever runs it tells what happens and when: a request arrives, one has ended, a client
-is gone, time has passed. Each answer says who starts and who is refused. Nothing else
+is gone, time has passed. Each answer says who starts and who is rejected. Nothing else
 goes in, so the same events bring the same decisions, whenever they are told: a log of
 them can be replayed (`log`), and simulated arrivals and services give what the
 simulator gives.
@@ -58,7 +58,7 @@ _FADING = 0.9  # of a shortest service, at each rejection that rests on it
 
 @dataclass(slots=True)
 class Decided:
-    """Numbers of the requests that start now, in that order, and that are refused."""
+    """Numbers of the requests that start now, in that order, and that are rejected."""
 
     started: list[int] = field(default_factory=list)
     refused: list[int] = field(default_factory=list)
@@ -73,7 +73,7 @@ class Counts:
     on_time: int = 0  # ended by their deadlines
     late: int = 0
     refused: int = 0
-    full: int = 0  # of the refused, for want of room to wait
+    full: int = 0  # of the rejected, for want of room to wait
     failed: int = 0  # the service had no answer
     left: int = 0  # their clients were gone first
 
@@ -144,11 +144,11 @@ class LiveSequencer:
         >>> from thesis_serve import LiveSequencer
         >>> live = LiveSequencer("bid-price", workers=1, slo_s=0.2)
         >>> live.arrive(0, 0.00)
-        Decided(started=[0], refused=[])
+        Decided(started=[0], rejected=[])
         >>> live.arrive(1, 0.01)
-        Decided(started=[], refused=[])
+        Decided(started=[], rejected=[])
         >>> live.end(0, 0.05)
-        Decided(started=[1], refused=[])
+        Decided(started=[1], rejected=[])
     """
 
     def __init__(
@@ -346,7 +346,7 @@ class LiveSequencer:
         decided = self._ask(late=True) if len(self._held) else Decided()
         if self.policy.control is not None:  # which asks nothing while no worker frees
             over = self._deadline_s[self._held] <= self.now_s
-            decided.refused += self._refuse(self._held[over])
+            decided.refused += self._reject(self._held[over])
             self._held = self._held[~over]
         return self._say({"look": True}, decided)
 
@@ -362,7 +362,7 @@ class LiveSequencer:
 
     @property
     def waiting(self) -> int:
-        """Requests that neither run nor have been refused, and whose clients wait."""
+        """Requests that neither run nor have been rejected, and whose clients wait."""
         progress = self._state.progress
         queue = int(progress[READY] - progress[STARTED]) - len(self._gone)
         return len(self._open) + len(self._held) + queue
@@ -533,9 +533,9 @@ class LiveSequencer:
         before, self._held = state.progress[STARTED], held
         dispatch_by(self._decider, released, self.now_s)
         started, _ = self._begun(before)  # of whom the policy keeps nobody is gone
-        return Decided(started, self._refuse(decision.dropped))
+        return Decided(started, self._reject(decision.dropped))
 
-    def _refuse(self, ids: I64) -> list[int]:
+    def _reject(self, ids: I64) -> list[int]:
         """Numbers of the slots `ids`, which are free from now on."""
         refused = [int(self._number[i]) for i in ids]
         self.counts.refused += len(refused)

@@ -10,8 +10,8 @@ _SAYS = {
     "started": "Requests that were given a worker",
     "on_time": "Requests that ended by their deadlines",
     "late": "Requests that ended after their deadlines",
-    "refused": "Requests that were refused",
-    "full": "Requests that were refused for want of room to wait",
+    "refused": "Requests that were rejected",
+    "full": "Requests that were rejected for want of room to wait",
     "failed": "Requests that the service had no answer to",
     "left": "Requests whose clients went first",
 }

@@ -1,7 +1,7 @@
 """The interface of OpenAI's completions and chats, in front of a `ModelService`.
 
 What clients of that interface send and expect, from its published reference; what a
-streamed model cannot do is refused by name and never ignored.
+streamed model cannot do is rejected by name and never ignored.
 """
 
 import asyncio
@@ -58,7 +58,7 @@ def _asks(name: str, value: Any) -> bool:
 
 
 class _Strict(BaseModel):
-    """A form that refuses what it does not know, unless it asks for nothing."""
+    """A form that rejects what it does not know, unless it asks for nothing."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
@@ -531,7 +531,7 @@ class _Server(uvicorn.Server):
 
 
 def _require_key(key: str | None) -> None:
-    """Refuse a key that no client could send in a header."""
+    """Reject a key that no client could send in a header."""
     require(
         key is None
         or (key.isascii() and key.isprintable() and key.strip() == key != ""),

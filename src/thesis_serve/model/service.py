@@ -287,7 +287,7 @@ class ModelService:
         begun = False
         try:
             if not await turn.granted:
-                raise turn.refusal()
+                raise turn.rejection()
             self._require_model()
             begun = True
             self._orders.put(answer)

@@ -1,4 +1,4 @@
-"""Any parameters that are allowed bring a chapter to its end; others are refused."""
+"""Any parameters that are allowed bring a chapter to its end; others are rejected."""
 
 import ast
 import os
@@ -21,7 +21,7 @@ from thesis_book.execute.parameters import (
     check,
     declared_in,
     limits_of,
-    refuse,
+    reject,
 )
 from thesis_book.execute.provenance import commit
 from thesis_lib.common.errors import InvalidInput
@@ -142,19 +142,19 @@ SMOKE = {name: parameter.smoke for name, parameter in DECLARED.items()}
 )
 def test_a_value_outside_is_refused_by_name(name, value):
     with pytest.raises(InvalidInput, match=f"parameter {name}="):
-        refuse(DECLARED.values(), SMOKE | {name: value})
+        reject(DECLARED.values(), SMOKE | {name: value})
 
 
 def test_a_bound_that_is_a_parameter_moves_with_it():
-    refuse(DECLARED.values(), SMOKE | {"context": 33, "tokens": 33})
+    reject(DECLARED.values(), SMOKE | {"context": 33, "tokens": 33})
 
 
 def test_a_bound_may_be_arithmetic_of_others_and_is_said():
-    refuse(DECLARED.values(), SMOKE | {"budget": 58})
+    reject(DECLARED.values(), SMOKE | {"budget": 58})
     with pytest.raises(InvalidInput, match=r"tokens=32, seeds=5: 65 \.\. 8192"):
-        refuse(DECLARED.values(), SMOKE | {"seeds": 5})
+        reject(DECLARED.values(), SMOKE | {"seeds": 5})
     with pytest.raises(InvalidInput, match="tokens='32' has the wrong type"):
-        refuse(DECLARED.values(), SMOKE | {"tokens": "32"})
+        reject(DECLARED.values(), SMOKE | {"tokens": "32"})
 
 
 @pytest.mark.parametrize("bound", ["2**seeds", "print(1)", "6+", "a.b"])
@@ -174,7 +174,7 @@ def test_what_is_drawn_is_allowed_and_reaches_both_ends():
     random = np.random.default_rng(0)
     drawn = [draw(DECLARED, random, {}) for _ in range(400)]
     for values in drawn:
-        refuse(DECLARED.values(), values)
+        reject(DECLARED.values(), values)
     assert {values["seeds"] for values in drawn} == {2, 3, 4}  # work: to smoke
     assert {16, 4096} <= {values["context"] for values in drawn}
     assert {0, 1, 2} == {len(values["kinds"]) for values in drawn}
@@ -205,7 +205,7 @@ def test_declared_parameters_keep_a_hash_in_a_string_and_lists_of_several_lines(
 
 
 def test_limits_that_say_nothing_allow_everything():
-    refuse([Parameter("x", "float", 0.0, "", Limits())], {"x": -1e300})
+    reject([Parameter("x", "float", 0.0, "", Limits())], {"x": -1e300})
 
 
 @by_name
@@ -273,7 +273,7 @@ def random_sets(chapter, count, seed):
         kept = {name: smoke[name] for name in stay}
         values = draw(declared, random, kept | {PROFILE_PARAMETER: CUSTOM})
         # A bound may have moved away from a value that was kept.
-        if not any(p.refusal(values[n], values) for n, p in declared.items()):
+        if not any(p.rejection(values[n], values) for n, p in declared.items()):
             count -= 1
             yield values
 

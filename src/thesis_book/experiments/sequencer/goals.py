@@ -169,7 +169,7 @@ def constants(
 
 
 def censored(config: SimulationConfig, load: float, *, seeds: int) -> pd.DataFrame:
-    """What `bid-price` admits and what it refuses, in truth, on design seeds.
+    """What `bid-price` admits and what it rejects, in truth, on design seeds.
 
     The calibration sees the admitted alone. Its line, of the logarithm of the time on
     that of the estimate, is fitted here to all of these, and the residuals of both rows
@@ -265,7 +265,7 @@ def against_baselines(
 ) -> pd.DataFrame:  # fmt: skip
     """Every baseline beside bid-price, as from `replicate`.
 
-    `random-drop` refuses as large a share as bid-price does, at each load. `own` are
+    `random-drop` rejects as large a share as bid-price does, at each load. `own` are
     policies of one's own, as FILE.py:FUNCTION, told by file and function.
     """
     others = {name: (name, None) for name in BASELINES if name != "random-drop"}

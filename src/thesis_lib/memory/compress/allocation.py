@@ -146,7 +146,7 @@ def allocate_recipes(
 ) -> dict[str, LowBitConfig]:
     """One recipe for each matrix, within the bytes, where the next byte does most.
 
-    The budget is filled, as `allocate` says, and refused as there.
+    The budget is filled, as `allocate` says, and rejected as there.
     """
     taken = allocate(choices, budget_bytes, fill=True)
     return {name: offer.recipe for name, offer in taken.items()}

@@ -49,7 +49,7 @@ _Hook = Callable[[tuple[Any, ...], dict[str, Any]], None]  # inputs, and options
 def require_calibratable(
     model: nn.Module, windows: Tensor, names: Mapping[str, object] | None = None
 ) -> None:
-    """Refuse weights that are not finite, and calibration text that is too short.
+    """Reject weights that are not finite, and calibration text that is too short.
 
     The Gram matrix of a layer of n inputs needs n tokens at the very least. `windows`
     (w, t) are token ids; `names` chooses the layers, by default all but the head.

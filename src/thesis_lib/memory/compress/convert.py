@@ -123,7 +123,7 @@ def convert(
 
 
 def require_dense(store: SafetensorsStore) -> None:
-    """Refuse a checkpoint that is compressed already, by what it holds."""
+    """Reject a checkpoint that is compressed already, by what it holds."""
     require(
         store.kind == DENSE.kind,
         f"{store.folder} is packed as {store.kind} already: compress the checkpoint "

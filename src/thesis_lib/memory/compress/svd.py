@@ -303,7 +303,7 @@ def replace_by_factors(
 
 @contextmanager
 def naming(name: str) -> Iterator[None]:
-    """Say which layer a refusal is about."""
+    """Say which layer a rejection is about."""
     try:
         yield
     except InvalidInput as error:

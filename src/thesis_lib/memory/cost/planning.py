@@ -80,7 +80,7 @@ def examine(device_bytes: int | None = None) -> dict[str, Any]:
     Free memory and cores, and the rates measured for the packaged SmolLM2, in some ten
     seconds. "models" has the plan of each geometry in 16 bits for `device_bytes`, by
     default three quarters of what is free: predicted seconds of a token and their
-    interval, or the refusal; and the command that plans it.
+    interval, or the rejection; and the command that plans it.
     """
     from thesis_lib.memory.evaluate.rates import measure_machine
     from thesis_lib.memory.model import smollm2
@@ -102,13 +102,13 @@ def examine(device_bytes: int | None = None) -> dict[str, Any]:
 
 
 def _fitted(name: str, machine: Machine) -> dict[str, Any]:
-    """The plan of a geometry on a machine, or its refusal, in the command's words."""
+    """The plan of a geometry on a machine, or its rejection, in the command's words."""
     size = f"{machine.device_bytes // MiB}MiB"
     result = {"model": name, "command": f"thesis plan {name} --device-memory {size}"}
     try:
         summary = plan(geometry(name), machine, ring=None).summary()
-    except PlanInfeasible as refusal:
-        return {**result, "feasible": False, "refusal": str(refusal)}
+    except PlanInfeasible as rejection:
+        return {**result, "feasible": False, "refusal": str(rejection)}
     keys = ("feasible", "model_bytes", "device_peak_bytes", "predicted_s_per_token",
             "predicted_s_interval", "limit", "tiers")  # fmt: skip
     return {**result, **{key: summary[key] for key in keys}}

@@ -54,7 +54,7 @@ def read_prices(
 
     `override` replaces dollars item by item, and the replaced prices say so and have no
     range. Raises InvalidInput for other columns, a repeated item, an empty field, a
-    date that is not ISO 8601, what `Quantity` refuses, and an override of an item that
+    date that is not ISO 8601, what `Quantity` rejects, and an override of an item that
     the table lacks.
     """
     columns = ("item", "usd", "low", "high", "per", "date", "source", "status")
@@ -105,7 +105,7 @@ _FIELDS = {"item": "name", "quantity": "name", "usd": "value", "per": "unit"}
 
 
 def _read(path: Path | str, columns: Sequence[str]) -> dict[str, Quantity]:
-    """A table of quantities by name. Refuses a row by its line."""
+    """A table of quantities by name. Rejects a row by its line."""
     path = Path(path)
     require(path.is_file(), f"table {path} does not exist: expected a CSV file")
     prices: dict[str, Quantity] = {}

@@ -144,9 +144,9 @@ class Speculation:
 
 
 def _judge(proposed: Sequence[int], accepted: Sequence[int]) -> tuple[int, int]:
-    """Proposals that were accepted; those, and the first of each pass to be refused."""
-    refusals = sum(a < p for p, a in zip(proposed, accepted, strict=True))
-    return sum(accepted), sum(accepted) + refusals
+    """Proposals that were accepted; those, and the first of each pass to be rejected."""
+    rejections = sum(a < p for p, a in zip(proposed, accepted, strict=True))
+    return sum(accepted), sum(accepted) + rejections
 
 
 class _Proposer:
@@ -197,7 +197,7 @@ def decode_greedily(
         f"context of {model.plan.context} that is planned: make a longer plan",
     )
     text += _choose(model.prefill(prompt, cache))
-    cache.activate_past_recording()  # a window gives back what is refused
+    cache.activate_past_recording()  # a window gives back what is rejected
     proposer = _Proposer(draft, verifier) if draft and verifier else None
     depths, accepted, seconds = [], [], []
     while len(text) < end and text[-1] not in stop:

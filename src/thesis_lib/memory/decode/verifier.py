@@ -168,7 +168,7 @@ def choose_depth(
 def acceptance_interval(accepted: int, judged: int) -> tuple[float, float]:
     """Wilson's interval of the probability that a proposal is accepted.
 
-    `judged` proposals were accepted or the first to be refused; those behind a refused
+    `judged` proposals were accepted or the first to be rejected; those behind a rejected
     one were not judged. (0, 1) before any was. Wilson, JASA 22(158), 1927.
     """
     if judged == 0:

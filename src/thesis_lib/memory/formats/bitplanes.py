@@ -337,7 +337,7 @@ class LowBit(WeightFormat):
         return recipes[name]
 
     def matrix_entries(self, layer: int, name: str, entry: Entry) -> dict[str, Entry]:
-        """Of a matrix (m, n). Refuses one that is not in bfloat16."""
+        """Of a matrix (m, n). Rejects one that is not in bfloat16."""
         require(
             entry[0] == "BF16",
             f"{name} is stored as {entry[0]}: expected a checkpoint in bfloat16, in "

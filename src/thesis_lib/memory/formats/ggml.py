@@ -406,7 +406,7 @@ class Blocks(WeightFormat):
     def matrix_entries(self, layer: int, name: str, entry: Entry) -> dict[str, Entry]:
         """Rows (m, b) of a matrix (m, n), or the matrix.
 
-        Refuses one that blocks do not fill, or that is not in bfloat16.
+        Rejects one that blocks do not fill, or that is not in bfloat16.
         """
         if name not in self.types[layer]:
             return {"weight": entry}
@@ -421,7 +421,7 @@ class Blocks(WeightFormat):
         return {"blocks": ("U8", (m, n // block * size))}
 
     def swap(self, layers: nn.ModuleList) -> None:
-        """As any format. Refuses types of names without a matrix."""
+        """As any format. Rejects types of names without a matrix."""
         for layer, names in zip(layers, self.types, strict=True):
             linears(layer, names)
         super().swap(layers)

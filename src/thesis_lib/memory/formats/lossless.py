@@ -78,7 +78,7 @@ class Lossless(WeightFormat):
         return cls("patched")
 
     def entries(self, layer: int, dense: Mapping[str, Entry]) -> dict[str, Entry]:
-        """Those of the dense tensors. Refuses tensors that are not bfloat16."""
+        """Those of the dense tensors. Rejects tensors that are not bfloat16."""
         for name, (dtype, _) in dense.items():
             require(
                 dtype == "BF16",

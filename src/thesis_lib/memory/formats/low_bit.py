@@ -72,7 +72,7 @@ class LowBitConfig:
 
     def __post_init__(self) -> None:
         require(self.rank >= 0, f"rank={self.rank} must not be negative")
-        Grid(self.factor_bits, 8)  # refuses other bits
+        Grid(self.factor_bits, 8)  # rejects other bits
 
     def factor_grids(self, m: int) -> tuple[Grid, Grid]:
         """Of L, transposed, one scale for each component; of R, one for each group."""

@@ -82,13 +82,13 @@ class LowRank(WeightFormat):
         return {"left": (dtype, (m, rank)), "right": (dtype, (rank, n))}
 
     def swap(self, layers: nn.ModuleList) -> None:
-        """As any format. Refuses ranks of names without a matrix."""
+        """As any format. Rejects ranks of names without a matrix."""
         for layer, ranks in zip(layers, self.ranks, strict=True):
             linears(layer, ranks)
         super().swap(layers)
 
     def linear(self, layer: int, name: str, dense: nn.Linear) -> nn.Module:
-        """A pair of factors. Refuses a rank that the matrix cannot have."""
+        """A pair of factors. Rejects a rank that the matrix cannot have."""
         rank = self.ranks[layer].get(name)
         if rank is None:
             return dense

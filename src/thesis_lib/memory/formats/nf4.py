@@ -372,7 +372,7 @@ class _Packed(WeightFormat, ABC):
         return cls(next(layout for layout in cls.layouts if _runs(layout)))
 
     def encode_matrix(self, name: str, weight: Tensor) -> dict[str, Tensor]:
-        """Codes and scales of a matrix (m, n). Refuses weights that are not finite."""
+        """Codes and scales of a matrix (m, n). Rejects weights that are not finite."""
         names = self.matrix_entries(0, name, entry_of(weight))
         packed = self._pack(weight)
         require(
@@ -383,7 +383,7 @@ class _Packed(WeightFormat, ABC):
         return dict(zip(names, packed, strict=True))
 
     def swap(self, layers: nn.ModuleList) -> None:
-        """As any format. Refuses a layout that this machine cannot run."""
+        """As any format. Rejects a layout that this machine cannot run."""
         require(
             _runs(self.layout),
             f"weights in the layout {self.layout!r} need a processor with AVX512-BF16, "
@@ -417,7 +417,7 @@ class NF4(_Packed):
     layouts = ("avx512", "blocks")
 
     def matrix_entries(self, layer: int, name: str, entry: Entry) -> dict[str, Entry]:
-        """Of a matrix (m, n). Refuses one that does not fill the blocks."""
+        """Of a matrix (m, n). Rejects one that does not fill the blocks."""
         m, n = entry[1]
         require(
             n % BLOCK == 0 and m % _TOGETHER == 0,

@@ -146,16 +146,16 @@ def file_bytes(entries: Mapping[str, Entry]) -> int:
 
 
 def read_manifest(
-    folder: Path, refusal: type[InvalidInput] = InvalidInput
+    folder: Path, error_type: type[InvalidInput] = InvalidInput
 ) -> dict[str, Any]:
     """What the writer of a checkpoint left beside it; nothing if it did not.
 
-    Raises `refusal` for a manifest that cannot be read, or of another version.
+    Raises `error_type` for a manifest that cannot be read, or of another version.
     """
     path = folder / MANIFEST
     if not path.exists():
         return {}
-    manifest = read_object(path, "the manifest of a checkpoint", refusal)
+    manifest = read_object(path, "the manifest of a checkpoint", error_type)
     version, files = manifest.get("version"), manifest.get("files")
     if (
         type(version) is not int
@@ -163,7 +163,7 @@ def read_manifest(
         or not isinstance(files, dict)
         or not all(map(_is_recorded, files.values()))
     ):
-        raise refusal(
+        raise error_type(
             f"{path} is a manifest of version {shown(version)}: expected version "
             f"{MANIFEST_VERSION} with bytes and sha256 of each file; write the "
             "checkpoint again"
@@ -241,7 +241,7 @@ class NewCheckpoint:
             os.link(self.folder / first, self.folder / name)
         except OSError as error:
             raise InvalidInput(
-                f"the file system of {self.folder.parent} refuses hard links "
+                f"the file system of {self.folder.parent} rejects hard links "
                 f"({error.strerror}): write to another one, or make every layer "
                 "distinct"
             ) from error

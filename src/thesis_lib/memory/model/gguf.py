@@ -148,7 +148,7 @@ def read_config(file: GgufFile) -> Any:
     fields.setdefault("num_key_value_heads", heads)
     table = file.tensors.get("token_embd.weight")
     if table is None or len(table.shape) != 2:
-        file.refuse("has no table of tokens", "copy it again")
+        file.reject("has no table of tokens", "copy it again")
     fields["vocab_size"] = table.shape[0]
     _require_implied(file, fields)
     if kind in _SCALED_BY_HIDDEN:
@@ -192,7 +192,7 @@ def _settings(file: GgufFile) -> dict[str, Any]:
     for name, value in file.metadata.items():
         inside = name.removeprefix(f"{file.architecture}.")
         if inside != name and inside not in known and value not in (0, "none"):
-            file.refuse(
+            file.reject(
                 f"sets {shown(name)[1:-1]} to {shown(value)}, which may change what "
                 "the model computes and is not known here",
                 _PLAIN_FILE,
@@ -205,12 +205,12 @@ def _settings(file: GgufFile) -> dict[str, Any]:
 
 
 def _require_implied(file: GgufFile, fields: Mapping[str, Any]) -> None:
-    """Refuse a setting that contradicts the one that it follows from."""
+    """Reject a setting that contradicts the one that it follows from."""
     for name, ours in _IMPLIED.items():
         if name == _ROTATED and _layout(file).partly:
             continue
         if file.field(name) not in (None, fields[ours]):
-            file.refuse(
+            file.reject(
                 f"sets {file.architecture}.{name} to {shown(file.field(name))} where "
                 f"its other settings ask for {fields[ours]}",
                 _PLAIN_FILE,
@@ -225,7 +225,7 @@ def _count(file: GgufFile, name: str) -> int:
 def _number(file: GgufFile, name: str) -> float:
     value = file.field(name)
     if not isinstance(value, float) or not 0 < value < math.inf:
-        file.refuse(
+        file.reject(
             f"sets {file.architecture}.{name} to {shown(value)}",
             "expected a positive number; copy it again",
         )
@@ -240,7 +240,7 @@ def _rope(file: GgufFile, head_dim: int) -> dict[str, Any]:
     if scaling == "linear" and not factored:
         rope |= {"rope_type": "linear", "factor": _number(file, _FACTOR)}
     elif scaling not in (None, "none"):
-        file.refuse(
+        file.reject(
             f"scales its rotary frequencies by {shown(scaling)}",
             "expected none, linear, or the factors of llama 3",
         )
@@ -274,7 +274,7 @@ def _llama3(file: GgufFile, head_dim: int, theta: float) -> dict[str, Any]:
     with np.errstate(all="ignore"):  # a factor of zero, or none, is no rule
         rule = 1 / ((1 - share) / factor + share)
     if stored.shape != rule.shape or not np.allclose(stored, rule, rtol=1e-4):
-        file.refuse(
+        file.reject(
             f"divides its rotary frequencies by {shown(stored.tolist())}",
             f"expected the factors of llama 3, {shown(rule.tolist())}",
         )
@@ -296,7 +296,7 @@ def place(file: GgufFile, config: Any) -> dict[str, GgufTensor]:
     layers = config.num_hidden_layers
     blocks = {name.split(".")[1] for name in file.tensors if name.startswith("blk.")}
     if len(blocks) != layers:
-        file.refuse(
+        file.reject(
             f"has tensors of {len(blocks)} layers and says that it has {layers}",
             "a part is missing; copy it again",
         )
@@ -313,7 +313,7 @@ def place(file: GgufFile, config: Any) -> dict[str, GgufTensor]:
         tensor = file.tensors.get(theirs or "")
         if tensor is None or tensor.shape != tuple(parameter.shape):
             has = "no such tensor" if tensor is None else f"{list(tensor.shape)}"
-            file.refuse(
+            file.reject(
                 f"has {has} for {theirs} where {list(parameter.shape)} was expected",
                 "it is cut, or of another architecture than it says",
             )
@@ -322,7 +322,7 @@ def place(file: GgufFile, config: Any) -> dict[str, GgufTensor]:
     held |= {_FREQUENCIES} if _factored(file) else set()
     odd = sorted(file.tensors.keys() - held)
     if odd:
-        file.refuse(
+        file.reject(
             f"holds {shown(odd)}, of which its architecture has no use", _PLAIN_FILE
         )
     return placed
@@ -426,7 +426,7 @@ def convert(
     file = read_gguf(path)
     config = read_config(file)
     if "tokenizer.ggml.model" not in file.metadata:
-        file.refuse("has no tokenizer", "expected a file of a whole language model")
+        file.reject("has no tokenizer", "expected a file of a whole language model")
     parameters = [
         _Parameter(file, config, name, tensor, bool(keep) and _stays(name, tensor))
         for name, tensor in place(file, config).items()
@@ -537,11 +537,11 @@ def _cut(file: GgufFile) -> Any:
     if name in _AS_QWEN2:
         return pre_tokenizers.Split(Regex(_QWEN2), "isolated")
     if name in (None, "default"):
-        file.refuse(
+        file.reject(
             "does not say how its tokenizer cuts a text",
             "expected a file that was made since llama.cpp writes it (May 2024)",
         )
-    file.refuse(
+    file.reject(
         f"cuts a text by the rule {shown(name)}, which is not known here",
         "expected one that llama.cpp and transformers share",
     )

@@ -62,7 +62,7 @@ class GgufFile:
     def architecture(self) -> str:
         return str(self.metadata.get("general.architecture"))
 
-    def refuse(self, what: str, do: str) -> NoReturn:
+    def reject(self, what: str, do: str) -> NoReturn:
         """Raise InvalidInput: what is wrong with this file, and what to do."""
         raise InvalidInput(f"{self.path} {what}; {do}")
 
@@ -77,9 +77,9 @@ class GgufFile:
         try:
             raw = np.fromfile(self.path, np.uint8, count, offset=start)
         except OSError as error:
-            self.refuse(f"cannot be read ({error.strerror})", "check the disk")
+            self.reject(f"cannot be read ({error.strerror})", "check the disk")
         if len(raw) != count:
-            self.refuse(
+            self.reject(
                 f"ends before byte {start + count}: cut while open", "copy it again"
             )
         return raw.reshape(-1, tensor.row_bytes)
@@ -116,7 +116,7 @@ class _Reader:
     def __init__(self, path: Path, data: mmap.mmap) -> None:
         self.path, self.data, self.at = path, data, 0
 
-    def refuse(self, what: str) -> NoReturn:
+    def reject(self, what: str) -> NoReturn:
         raise InvalidInput(
             f"{self.path} {what}: expected a whole GGUF file; copy it again"
         )
@@ -124,20 +124,20 @@ class _Reader:
     def read(self) -> GgufFile:
         magic, version = self.take(4), self.number(4)
         if magic != b"GGUF":
-            self.refuse(f"begins with {shown(magic)}, not with GGUF")
+            self.reject(f"begins with {shown(magic)}, not with GGUF")
         if version not in (2, 3):
-            self.refuse(f"is of version {version} or of another byte order, not 2 or 3")
+            self.reject(f"is of version {version} or of another byte order, not 2 or 3")
         tensors, values = self.number(8), self.number(8)
         metadata: dict[str, Any] = {}
         for _ in range(values):
             name = self.text()
             if name in metadata:
-                self.refuse(f"says {shown(name)} twice")
+                self.reject(f"says {shown(name)} twice")
             metadata[name] = self.value()
         table = [self.tensor() for _ in range(tensors)]
         alignment = metadata.get("general.alignment", _ALIGNMENT)
         if alignment not in _ALIGNMENTS or type(alignment) is not int:
-            self.refuse(
+            self.reject(
                 f"aligns tensors to {shown(alignment)}, no power of two to 2^20"
             )
         return GgufFile(self.path, metadata, self.placed(table, alignment))
@@ -145,7 +145,7 @@ class _Reader:
     def take(self, count: int) -> bytes:
         """The next bytes; every length is checked here, before memory is taken."""
         if count > len(self.data) - self.at:
-            self.refuse(f"ends before the {count} bytes that it announces at {self.at}")
+            self.reject(f"ends before the {count} bytes that it announces at {self.at}")
         self.at += count
         return self.data[self.at - count : self.at]
 
@@ -157,7 +157,7 @@ class _Reader:
         try:
             return raw.decode()
         except UnicodeDecodeError:
-            self.refuse(f"has a name that is no text, {shown(raw)}")
+            self.reject(f"has a name that is no text, {shown(raw)}")
 
     def value(self) -> Any:
         kind = self.number(4)
@@ -170,22 +170,22 @@ class _Reader:
             return [self.text() for _ in range(count)]
         scalars: Mapping[int, Any] = {**gguf.GGUFReader.gguf_scalar_to_np}
         if kind not in scalars:
-            self.refuse(f"has a value of the type {kind}, which is not read")
+            self.reject(f"has a value of the type {kind}, which is not read")
         dtype = np.dtype(scalars[kind]).newbyteorder("<")
         return np.frombuffer(self.take(count * dtype.itemsize), dtype).tolist()
 
     def tensor(self) -> GgufTensor:
         name, dimensions = self.text(), self.number(4)
         if not 0 < dimensions <= _MOST_DIMENSIONS:
-            self.refuse(f"gives {shown(name)} {dimensions} dimensions")
+            self.reject(f"gives {shown(name)} {dimensions} dimensions")
         shape = tuple(self.number(8) for _ in range(dimensions))[::-1]
         kind, start = self.number(4), self.number(8)
         if not is_decoded(kind):
-            self.refuse(f"holds {shown(name)} in the type {kind}, which nobody decodes")
+            self.reject(f"holds {shown(name)} in the type {kind}, which nobody decodes")
         known = GGMLQuantizationType(kind)
         block, _ = gguf.GGML_QUANT_SIZES[known]
         if not all(shape) or shape[-1] % block or math.prod(shape) >= 2**63:
-            self.refuse(
+            self.reject(
                 f"gives {shown(name)} the shape {list(shape)}, which blocks of {block} "
                 "weights do not fill"
             )
@@ -200,10 +200,10 @@ class _Reader:
         by_name = {}
         for tensor in tensors:
             if tensor.name in by_name:
-                self.refuse(f"holds {shown(tensor.name)} twice")
+                self.reject(f"holds {shown(tensor.name)} twice")
             start = first + tensor.start
             if start != end:
-                self.refuse(
+                self.reject(
                     f"has {shown(tensor.name)} at byte {start}, where byte {end} is "
                     "the next after the tensor before it"
                 )
@@ -211,16 +211,16 @@ class _Reader:
             last = start + tensor.nbytes
             end = self.padded(last, alignment)
         if len(self.data) not in (last, end):
-            self.refuse(
+            self.reject(
                 f"has {len(self.data)} bytes, and its last tensor ends at {last}"
             )
         return by_name
 
     def padded(self, end: int, alignment: int) -> int:
-        """The first aligned byte from `end`. Refuse anything but zeros up to there."""
+        """The first aligned byte from `end`. Reject anything but zeros up to there."""
         aligned = -(-end // alignment) * alignment
         if any(self.data[end:aligned]):
-            self.refuse(f"has data between bytes {end} and {aligned}, not zeros")
+            self.reject(f"has data between bytes {end} and {aligned}, not zeros")
         return aligned
 
 

@@ -1,4 +1,4 @@
-"""What transformers makes of the files that come with a model, or a refusal.
+"""What transformers makes of the files that come with a model, or a rejection.
 
 Configuration, tokenizer and generation settings are files of somebody else, and
 transformers raises whatever comes up where it cannot use them. Here, and only around
@@ -120,7 +120,7 @@ def encode_message(tokenizer: Any, text: str, vocab: int | None = None) -> list[
 
 
 def require_known(tokens: Sequence[int], vocab: int | None) -> None:
-    """Refuse tokens that a model of `vocab` tokens does not have."""
+    """Reject tokens that a model of `vocab` tokens does not have."""
     least, most = min(tokens, default=0), max(tokens, default=0)
     require(
         least >= 0 and (vocab is None or most < vocab),

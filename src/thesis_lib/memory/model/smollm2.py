@@ -127,7 +127,7 @@ def _convert(file: Path, folder: Path) -> None:
 
 def _verify(folder: Path) -> None:
     """Raise InvalidInput unless every file is the one that the manifest records."""
-    refusal = (
+    rejection = (
         f"the cached SmolLM2 checkpoint is {{}}: delete the folder {folder} "
         "and it is converted again"
     )
@@ -136,13 +136,13 @@ def _verify(folder: Path) -> None:
         require(entries is not None, f"no {MANIFEST} in it")
     except InvalidInput as error:
         reason = f"without a manifest that can be used ({error})"
-        raise InvalidInput(refusal.format(reason)) from error
+        raise InvalidInput(rejection.format(reason)) from error
     for name, entry in (entries or {}).items():
         path = folder / name
         if not path.is_file():
-            raise InvalidInput(refusal.format(f"incomplete, without {name}"))
+            raise InvalidInput(rejection.format(f"incomplete, without {name}"))
         if _entry(path) != entry:
-            raise InvalidInput(refusal.format(f"altered in {name}"))
+            raise InvalidInput(rejection.format(f"altered in {name}"))
 
 
 def _entry(path: Path) -> dict[str, Any]:

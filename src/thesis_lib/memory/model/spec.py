@@ -261,7 +261,7 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True)
 class _Config:
-    """A configuration that somebody else wrote, field by field. Refuses other types."""
+    """A configuration that somebody else wrote, field by field. Rejects other types."""
 
     path: Path
     content: dict[str, Any]

@@ -75,7 +75,7 @@ def read_config(folder: Path | str) -> Any:
     Raises InvalidInput for a file that is missing, unreadable or of another
     architecture.
     """
-    spec = ModelSpec.from_config(folder)  # refuses by name, where transformers guesses
+    spec = ModelSpec.from_config(folder)  # rejects by name, where transformers guesses
     with transformers_reads(
         f"{Path(folder) / 'config.json'} cannot be used",
         "the configuration of a model of its model_type",
@@ -148,7 +148,7 @@ def load_resident(folder: Path | str, dtype: torch.dtype | None = None) -> Any:
 
 
 def require_tensors(store: SafetensorsStore, spec: ModelSpec, model: Any) -> None:
-    """Refuse files without the tensors of `model`, or with others.
+    """Reject files without the tensors of `model`, or with others.
 
     Names, types and shapes. Raises InvalidInput.
     """
@@ -197,7 +197,7 @@ def renamed(
 
     Some checkpoints leave the name of the base model away, some store tables that
     the code computes; those and a copy of a tied head are left out. Other names are
-    kept, to be refused, as is a second name of the same tensor.
+    kept, to be rejected, as is a second name of the same tensor.
     """
     stems = {name.split(".", 1)[-1]: name for name in expected}
     stored = {placed.name for placed in store.placements(layer)}

@@ -21,7 +21,7 @@ class StoreDamaged(InvalidInput):
     """A weight file that is missing, truncated, altered or not safetensors."""
 
 
-def refuse(place: object, what: str, do: str = "copy it again") -> NoReturn:
+def reject(place: object, what: str, do: str = "copy it again") -> NoReturn:
     raise StoreDamaged(f"{place} {what}; {do}")
 
 
@@ -51,23 +51,23 @@ def read_header(raw: bytes, place: str) -> tuple[dict[str, Placement], dict[str,
 
     Holds them to what the safetensors library does (`Metadata::validate`): offsets
     that are whole numbers, each tensor starting where the one before ends, shape times
-    type its bytes. Of what the library tolerates it also refuses a name or a field
+    type its bytes. Of what the library tolerates it also rejects a name or a field
     given twice, other fields, and tensors without entries. `place` begins the sentence.
     """
-    reject = partial(refuse, place)
+    fail = partial(reject, place)
     header = parse_object(raw, place, "the header of safetensors", StoreDamaged)
     metadata = header.pop("__metadata__", None)
     metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(
         isinstance(value, str) for value in metadata.values()
     ):
-        reject(f"has the metadata {shown(metadata)}: expected texts by name")
-    spans = [_read_span(name, entry, reject) for name, entry in header.items()]
+        fail(f"has the metadata {shown(metadata)}: expected texts by name")
+    spans = [_read_span(name, entry, fail) for name, entry in header.items()]
     spans.sort(key=lambda span: span.end)
     end = 0
     for span in spans:
         if span.start != end:
-            reject(
+            fail(
                 f"has overlapping tensors or holes between them: {shown(span.name)} "
                 f"starts at byte {span.start}, not {end}"
             )
@@ -75,10 +75,10 @@ def read_header(raw: bytes, place: str) -> tuple[dict[str, Placement], dict[str,
     return {span.name: span for span in spans}, metadata
 
 
-def _read_span(name: str, entry: Any, reject: Callable[[str], NoReturn]) -> Placement:
+def _read_span(name: str, entry: Any, fail: Callable[[str], NoReturn]) -> Placement:
     """One entry of a header, of the right types and of as many bytes as it says."""
     if not isinstance(entry, dict) or entry.keys() != _FIELDS:
-        reject(
+        fail(
             f"describes {shown(name)} as {shown(entry)}: expected "
             f"{', '.join(sorted(_FIELDS))}"
         )
@@ -92,7 +92,7 @@ def _read_span(name: str, entry: Any, reject: Callable[[str], NoReturn]) -> Plac
         or len(shape) > _MOST_DIMENSIONS
         or not offsets[1] - offsets[0] == size * math.prod(shape) > 0
     ):
-        reject(
+        fail(
             f"has {shown(name)} as {shown(dtype)} {shown(shape)} at the bytes "
             f"{shown(offsets)}, which do not agree: expected a known type, and whole "
             "numbers of which those of the shape fill those of the bytes"

@@ -173,7 +173,7 @@ class StreamedModel:
         return names | {number: {HEAD: HEAD} for number in heads}
 
     def _check(self, store: SafetensorsStore, model: Any) -> None:
-        """Refuse files that are not those of the plan and of the architecture."""
+        """Reject files that are not those of the plan and of the architecture."""
         plan, folder = self.plan, self.folder
         require(
             store.kind == plan.kind,
@@ -338,7 +338,7 @@ class StreamedModel:
         )
 
     def _require_room(self, prompt_tokens: int, options: Mapping[str, Any]) -> None:
-        """Refuse what may leave the plan when half of it is written."""
+        """Reject what may leave the plan when half of it is written."""
         configs = options.get("generation_config"), self._model.generation_config
 
         def wish(name: str) -> int | None:
@@ -592,7 +592,7 @@ def disk_bytes_per_s(folder: Path | str, seconds: float = 1.0) -> float:
 
 @contextmanager
 def enforced(limit_bytes: int, device: str | torch.device) -> Iterator[DeviceBudget]:
-    """The meter that enforces a budget, and refuses in a sentence what exceeds it.
+    """The meter that enforces a budget, and rejects in a sentence what exceeds it.
 
     Raises InvalidInput in the place of torch.OutOfMemoryError, also the device's own.
     """

@@ -1,6 +1,6 @@
 """Where each layer lives, what the device holds at most, and how long a step takes.
 
-A plan is refused before anything is allocated. What the buffers and the cache hold is
+A plan is rejected before anything is allocated. What the buffers and the cache hold is
 arithmetic; what a step allocates on the way is rehearsed on tensors without memory.
 """
 

@@ -32,7 +32,7 @@ from thesis_lib.memory.model.checkpoint import (
     split_name,
 )
 from thesis_lib.memory.model.spec import ALIGNMENT, ModelSpec, whole_blocks
-from thesis_lib.memory.offload.header import Placement, StoreDamaged, bare, refuse
+from thesis_lib.memory.offload.header import Placement, StoreDamaged, bare, reject
 from thesis_lib.memory.offload.weight_file import WeightFile, list_tensors, read_index
 
 # What measured best: larger requests take less of the processor, more of them in flight
@@ -163,7 +163,7 @@ class _Reads:
             self._check()
         except lossless.CodeDamaged as error:
             (file,) = self._files
-            file.refuse(f"was altered ({error})", "write the checkpoint again")
+            file.reject(f"was altered ({error})", "write the checkpoint again")
         finally:
             self._decoding.settle()
         return self._span[0], self._decoding.end_s
@@ -239,7 +239,7 @@ class SafetensorsStore:
         return read_format(self.folder, self.kind, self.layout)
 
     def require_geometry(self, spec: ModelSpec) -> None:
-        """Refuse a geometry that these files cannot have, before anything is built.
+        """Reject a geometry that these files cannot have, before anything is built.
 
         Compares the number of layers, the token table and the outputs of the matrices
         of every layer, however they are packed. Raises InvalidInput.
@@ -431,7 +431,7 @@ class SafetensorsStore:
         try:
             filled = file.read(target, offset, needed, direct)
         except OSError as error:
-            file.refuse(
+            file.reject(
                 f"cannot be read at byte {offset} ({error.strerror})",
                 "check the disk, and read into buffers from `checkpoint.allocate`",
             )
@@ -451,7 +451,7 @@ class SafetensorsStore:
     def _compare(self, number: int, checksum: str) -> None:
         """Hold the checksum of a file's tensors against the manifest, if it has one."""
         if checksum != self._sums.get(number, checksum):
-            self._files[number].refuse(
+            self._files[number].reject(
                 f"does not have the checksum that its {MANIFEST} recorded: its bytes "
                 "were altered",
                 "write the checkpoint again",
@@ -471,7 +471,7 @@ class SafetensorsStore:
             if file.identity not in hashes:
                 hashes[file.identity] = file.sha256()
             if hashes[file.identity] != entries[file.path.name]["sha256"]:
-                file.refuse(
+                file.reject(
                     f"does not have the SHA-256 that its {MANIFEST} recorded: it was "
                     "altered"
                 )
@@ -487,12 +487,12 @@ def _format(folder: Path, manifest: Mapping[str, Any]) -> tuple[str, str]:
     packing = config.get("quantization_config") or {}
     if not isinstance(packing, dict):
         what = f"describes how weights are packed as {shown(packing)}"
-        refuse(path, f"{what}: expected an object")
+        reject(path, f"{what}: expected an object")
     configured = "dense", ""
     if packing.get("quant_method") == "thesis_lib":
         configured = str(packing.get("kind")), str(packing.get("layout", ""))
     if configured != recorded:
-        refuse(
+        reject(
             folder,
             f"holds {bare(' '.join(configured).strip())} weights by its config.json "
             f"but {bare(' '.join(recorded).strip())} ones by its {MANIFEST}: one of "
@@ -506,7 +506,7 @@ def _prefix(tensors: Iterable[Placement], folder: Path) -> str:
     layered = (t.name for t in tensors if split_name(t.name)[0] != NON_LAYER)
     prefix, *others = sorted({name.split("layers.")[0] for name in layered})
     if others:
-        refuse(folder, f"holds several stacks of layers, {shown([prefix, *others])}")
+        reject(folder, f"holds several stacks of layers, {shown([prefix, *others])}")
     return prefix
 
 
@@ -520,14 +520,14 @@ def _partition(
         layer, name = split_name(tensor.name)
         named = by_layer.setdefault(layer, {})
         if name in named:
-            refuse(folder, f"has {bare(tensor.name)} in two files")
+            reject(folder, f"has {bare(tensor.name)} in two files")
         named[name] = replace(tensor, name=name)
         users.setdefault(tensor.file, set()).add(layer)
     numbers = sorted(by_layer.keys() - {NON_LAYER})
     if not numbers or numbers != list(range(len(numbers))):
         more = ", …" if len(numbers) > _MOST_LAYERS_SHOWN else ""
         shown_numbers = ", ".join(map(str, numbers[:_MOST_LAYERS_SHOWN]))
-        refuse(
+        reject(
             folder,
             f"holds layers [{shown_numbers}{more}]: expected an unbroken stack from 0, "
             "of which a shard is missing",
@@ -539,7 +539,7 @@ def _partition(
             parts[layer] = _lay_out(named.values())
             continue
         if len(files) > 1 or any(len(users[file]) > 1 for file in files):
-            refuse(
+            reject(
                 folder,
                 f"codes layer {layer} together with others: expected a file for each",
                 "write the checkpoint again",

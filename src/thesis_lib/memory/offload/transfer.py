@@ -180,13 +180,13 @@ class Cuda(Device):
     def pin(self, memory: memoryview) -> None:
         """Page-lock memory that exists, whole pages, with nothing rounded up.
 
-        Raises InvalidInput where the driver refuses.
+        Raises InvalidInput where the driver rejects.
         """
         driver: Any = torch.cuda.cudart()
         code = driver.cudaHostRegister(_address(memory), len(memory), 0)
         if int(code) != 0:
             raise InvalidInput(
-                f"the driver refuses to page-lock {len(memory)} bytes (CUDA error "
+                f"the driver rejects to page-lock {len(memory)} bytes (CUDA error "
                 f"{int(code)}): lower host_bytes, or raise the limit of locked memory"
             )
 

@@ -28,7 +28,7 @@ from thesis_lib.memory.offload.header import (
     StoreDamaged,
     bare,
     read_header,
-    refuse,
+    reject,
 )
 
 _HEADER_LIMIT = 10**8  # bytes, the format's own limit
@@ -53,7 +53,7 @@ class Index:
             return name
         number, *others = {split_name(promised)[0] for promised in self.files[path]}
         if others or number == NON_LAYER or number % self.distinct != layer:
-            refuse(
+            reject(
                 f"weight file {path}",
                 f"holds {bare(name)} where one of {self.distinct} distinct layers was "
                 f"expected as layer {number}",
@@ -67,7 +67,7 @@ def read_index(folder: Path) -> Index:
     if single.is_file() or (os.path.lexists(single) and not index.is_file()):
         return Index({single: ()})
     if not os.path.lexists(index):
-        refuse(
+        reject(
             folder,
             f"has neither {SINGLE} nor {INDEX}: expected a safetensors checkpoint",
             "convert other formats with save_pretrained",
@@ -75,7 +75,7 @@ def read_index(folder: Path) -> Index:
     content = read_object(index, "an index of safetensors", StoreDamaged)
     weight_map, metadata = content.get("weight_map"), content.get("metadata") or {}
     if not isinstance(weight_map, dict) or not isinstance(metadata, dict):
-        refuse(index, "is no index: expected the objects weight_map and metadata")
+        reject(index, "is no index: expected the objects weight_map and metadata")
     distinct = metadata.get("distinct_layers")
     if distinct is not None:
         name = f"distinct_layers in {index}"
@@ -83,7 +83,7 @@ def read_index(folder: Path) -> Index:
     files: dict[Path, list[str]] = {}
     for tensor, name in sorted(weight_map.items(), key=lambda item: str(item[1])):
         if not _is_file_name(name):
-            refuse(
+            reject(
                 index,
                 f"points outside its folder, with {shown(name)} for {bare(tensor)}: "
                 "expected the name of a file beside it",
@@ -111,7 +111,7 @@ class WeightFile:
         try:
             self.buffered = open_regular(path)
         except OSError as error:
-            self.refuse(
+            self.reject(
                 f"cannot be opened ({error.strerror}): expected the safetensors file "
                 "that the checkpoint names",
                 "copy the checkpoint again",
@@ -132,16 +132,16 @@ class WeightFile:
     def __str__(self) -> str:
         return f"weight file {self.path}"
 
-    def refuse(self, what: str, do: str = "copy it again") -> NoReturn:
+    def reject(self, what: str, do: str = "copy it again") -> NoReturn:
         """Raise StoreDamaged: what is wrong with this file, and what to do."""
-        refuse(self, what, do)
+        reject(self, what, do)
 
     def _identify(self) -> tuple[int, ...]:
         """What every way to write into a file changes, a time put back included."""
         try:
             status = os.stat(self.path)
         except OSError as error:
-            self.refuse(f"has gone ({error.strerror})", "put it back and open it anew")
+            self.reject(f"has gone ({error.strerror})", "put it back and open it anew")
         return (
             status.st_dev,
             status.st_ino,
@@ -156,17 +156,17 @@ class WeightFile:
             prefix = os.pread(self.buffered, 8, 0)
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
             if not 2 <= length <= min(size - 8, _HEADER_LIMIT):
-                self.refuse(
+                self.reject(
                     f"of {size} bytes is truncated or not safetensors: expected a "
                     "header length and a header first"
                 )
             raw = os.pread(self.buffered, length, 8)
         except OSError as error:
-            self.refuse(f"cannot be read ({error.strerror})", "check the disk")
+            self.reject(f"cannot be read ({error.strerror})", "check the disk")
         spans, metadata = read_header(raw, str(self))
         expected = 8 + length + max((span.end for span in spans.values()), default=0)
         if size != expected:
-            self.refuse(
+            self.reject(
                 f"has {size} bytes where its header promises {expected}: it is "
                 "truncated or overwritten"
             )
@@ -175,7 +175,7 @@ class WeightFile:
     def _parse_coded(self, text: str) -> tuple[dict[str, Placement], tuple[int, int]]:
         """The tensors that the one tensor of the file is the code of, and its span."""
         if self.spans.keys() != {CODED}:
-            self.refuse(
+            self.reject(
                 f"says that it is coded but holds {shown(list(self.spans))}",
                 "write the checkpoint again",
             )
@@ -183,7 +183,7 @@ class WeightFile:
         code = self.spans[CODED]
         decoded = max((span.end for span in spans.values()), default=0)
         if not 0 < decoded <= lossless.MOST_DECODED * code.nbytes:
-            self.refuse(
+            self.reject(
                 f"says that {code.nbytes} bytes are the code of {decoded}, which no "
                 "code is",
                 "write the checkpoint again",
@@ -212,7 +212,7 @@ class WeightFile:
     def verify(self) -> None:
         """Raise StoreDamaged unless the file is the one that was opened."""
         if self._identify() != self.identity or self._digest() != self.digest:
-            self.refuse(
+            self.reject(
                 "has changed since it was opened (size, time or header): the model "
                 "would mix two checkpoints",
                 "open it again",
@@ -232,7 +232,7 @@ class WeightFile:
         while filled < needed:
             n_bytes = os.preadv(descriptor, [target[filled:]], offset + filled)
             if n_bytes == 0:
-                self.refuse(
+                self.reject(
                     f"ends at byte {offset + filled}, before byte {offset + needed} "
                     "that its header promises: truncated while open"
                 )
@@ -263,7 +263,7 @@ def list_tensors(index: Index, files: Sequence[WeightFile]) -> Iterator[Placemen
     for number, file in enumerate(files):
         names = {index.outward(file.path, name): name for name in file.spans}
         if missing := set(index.files[file.path]) - set(names):
-            file.refuse(
+            file.reject(
                 f"does not hold {bare(min(missing))}, which {INDEX} promises in "
                 "it: the two are of different checkpoints"
             )
@@ -273,7 +273,7 @@ def list_tensors(index: Index, files: Sequence[WeightFile]) -> Iterator[Placemen
             span = file.spans[inside]
             begin, size = span.start + shift, ITEM_BYTES[span.dtype]
             if begin % size:
-                file.refuse(
+                file.reject(
                     f"has {bare(name)} at byte {begin}, not a multiple of {size}, "
                     "where it cannot be used in place",
                     "save the checkpoint again with safetensors",

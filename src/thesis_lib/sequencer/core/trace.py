@@ -420,12 +420,12 @@ class Trace:
         they first appear; a header without `sha256` promises nothing about alteration.
         Or read CSV, if the name ends so. `data/traces/README.md` describes the columns
         of both. With `rows`, only those from the first, counted from 0, to before the
-        last are read, however many there are, and a row that is refused is counted from
+        last are read, however many there are, and a row that is rejected is counted from
         the first of them; whether the others were altered is not known then.
 
         Raises InvalidInput for a missing or other file, for one of another version,
         without rows, without those asked for or altered since, and for what `Trace`
-        refuses; it names the row, counted from 0, and the column.
+        rejects; it names the row, counted from 0, and the column.
         """
         path = Path(path)
         try:
@@ -436,7 +436,7 @@ class Trace:
                 "it was altered after it was written: collect it again",
             )
         except InvalidInput as error:
-            raise InvalidInput(f"trace {path} is refused: {error}") from error
+            raise InvalidInput(f"trace {path} is rejected: {error}") from error
         return trace
 
 

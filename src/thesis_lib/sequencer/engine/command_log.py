@@ -220,7 +220,7 @@ def _limits(scale: txn.Scale | txn.YcsbScale) -> dict[str, int]:
 def _require_field(
     name: str, value: Any, declared: Any, limit: int | None = None, where: str = ""
 ) -> None:
-    """Refuse a value of another type, and a number of what is not there."""
+    """Reject a value of another type, and a number of what is not there."""
     expected = getattr(declared, "__name__", declared)
     require(
         isinstance(value, declared) and not isinstance(value, bool),
@@ -254,7 +254,7 @@ def _decode(
 
 
 def _made(kind: Any, values: Any, limits: Mapping[str, int], where: str = "") -> Any:
-    """A transaction, or a row of one, from its fields; `where` begins a refusal."""
+    """A transaction, or a row of one, from its fields; `where` begins a rejection."""
     declared = kind.__annotations__
     require(
         isinstance(values, list) and len(values) == len(declared),

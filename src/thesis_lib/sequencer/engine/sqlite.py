@@ -160,23 +160,23 @@ class SQLiteSession:
         read: Set[int] = frozenset(),
     ) -> bool:
         """Begin in every file, run the steps, then commit or roll back all of them."""
-        files, refusal, committed = sorted(written | read), None, False
+        files, rejection, committed = sorted(written | read), None, False
         for w in files:
             self.files[w].execute("BEGIN IMMEDIATE" if w in written else "BEGIN")
         self.lap(BEGIN)
         try:
             committed = steps(t)
         except Stale as error:
-            refusal = error
+            rejection = error
         for w in files:
             self.files[w].execute("COMMIT" if committed else "ROLLBACK")
         self.lap(COMMIT)
-        if refusal is not None:
-            raise refusal
+        if rejection is not None:
+            raise rejection
         return committed
 
     def _check(self, t: txn.Payment | txn.OrderStatus, db: Connection, d: int) -> None:
-        """Look up the name again, under the locks; refuse the transaction if stale."""
+        """Look up the name again, under the locks; reject the transaction if stale."""
         if t.last_name is not None:
             bearers = db.execute(
                 "SELECT c_id FROM customer WHERE c_d_id = ? AND c_last = ? "

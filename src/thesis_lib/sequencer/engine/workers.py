@@ -55,8 +55,8 @@ class Workers:
 
     `send` hands ids over, `receive` takes what has been done. At the end of the block
     workers finish and exit; after an error they are killed. A worker whose parent is
-    gone, whatever ended it, reads the end of its pipe and exits. What a worker refuses
-    is refused here, any other error of it is Lost with its name and text; WorkerDied
+    gone, whatever ended it, reads the end of its pipe and exits. What a worker rejects
+    is rejected here, any other error of it is Lost with its name and text; WorkerDied
     where one ended without raising.
     """
 

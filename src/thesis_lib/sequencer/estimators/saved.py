@@ -89,7 +89,7 @@ def load_estimator(path: Path | str) -> Learned:
 
 
 def _require_times(estimator: Learned) -> None:
-    """Refuse an estimator that does not predict a time for features of zero."""
+    """Reject an estimator that does not predict a time for features of zero."""
     names = estimator.feature_names or ()
     batch = Batch.of_features(np.zeros((1, len(names))), names)
     (predicted_s,) = estimator.predict(batch)

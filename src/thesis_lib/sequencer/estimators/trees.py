@@ -145,7 +145,7 @@ class Trees:
         return _ends(*self.nodes())
 
     def predict(self, features: F64) -> F64:
-        """(b,) estimates of (b, n_features) features; missing ones are refused."""
+        """(b,) estimates of (b, n_features) features; missing ones are rejected."""
         require(
             features.ndim == 2 and features.shape[1] == self.n_features,
             f"features have shape {features.shape}: expected (…, {self.n_features})",
@@ -183,7 +183,7 @@ class Trees:
             clipped = np.clip(features, -LARGEST_SINGLE, LARGEST_SINGLE)
             clipped = np.where(
                 np.isfinite(features), clipped, features
-            )  # to be refused
+            )  # to be rejected
             return clipped.astype(np.float32).astype(np.float64)
         return features if features.flags.c_contiguous else features.copy()
 

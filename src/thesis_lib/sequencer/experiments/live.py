@@ -348,7 +348,7 @@ class Serving:
             self.slo_s is None or 0 < self.slo_s < np.inf,
             f"slo_s={self.slo_s} must be positive and finite",
         )
-        named_policy(self.policy, slo_s=1.0, cores=self.workers)  # refused, or fine
+        named_policy(self.policy, slo_s=1.0, cores=self.workers)  # rejected, or fine
         if not is_file(self.estimator):
             _require_learned(self.estimator)
 
@@ -396,7 +396,7 @@ def serve(*, policy: str, **options: Any) -> dict:
     log, estimator = serving.log(serving.burst), None
     if is_file(serving.estimator):
         estimator = load_estimator(serving.estimator)
-        estimate(estimator, log)  # refused for its features before anything runs
+        estimate(estimator, log)  # rejected for its features before anything runs
 
     def measured() -> dict:
         with bench(

@@ -18,7 +18,7 @@ NEVER = 2**62  # the wait of what is not in the chain
 
 
 def ticks(seconds: F64, up: bool = False, power: int = TICKS) -> I64:
-    """Whole ticks of 2^-power s, rounded down or up. Refuses what would overflow."""
+    """Whole ticks of 2^-power s, rounded down or up. Rejects what would overflow."""
     scaled = np.ldexp(seconds, power)
     require(
         bool((np.abs(scaled) < 2.0**55).all()),

@@ -280,7 +280,7 @@ def _start(terms, memory, ids, due_s, ahead_s, startable):
 
 
 # --- Where nothing locks ----------------------------------------------------------
-# Of most who wait two comparisons prove that they can neither be refused nor start now,
+# Of most who wait two comparisons prove that they can neither be rejected nor start now,
 # for each by itself or for all of a span at once; nothing else is done about them.
 
 

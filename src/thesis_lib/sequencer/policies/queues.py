@@ -1,6 +1,6 @@
 """What production systems do with a queue: they watch it, and know no single service.
 
-Each is written from its published description. They refuse at arrival and leave the
+Each is written from its published description. They reject at arrival and leave the
 order alone, but for the two that hold a queue of their own. What they remember between
 decisions stands in `Memory.control`, which starts with zeros.
 """
@@ -30,7 +30,7 @@ BEGUN, FLYING, ENTERED, ERRORS, SHARE = range(5)  # of Cinnamon, by its last cyc
 
 @inner
 def admitted(control: F64, service_s: F64, in_flight: int, room_s: float) -> int:
-    """How many `queue-cap` lets in, who refuses whoever finds the system full.
+    """How many `queue-cap` lets in, who rejects whoever finds the system full.
 
     Full are `room_s` over the mean estimate of all that came so far: by Little's law a
     cap on latency at any load, if cores are what is short.
@@ -136,7 +136,7 @@ def credits(
     `interval_s` the credits grow by one where it is below `target_s`, and else shrink
     by a fiftieth of its relative excess, to a half at most; from twice `target_s` on
     nothing is let in. Cho et al., OSDI 2020. Its clients wait for credits; here whoever
-    finds none is refused.
+    finds none is rejected.
     """
     control, world = memory.control, memory.world
     in_flight(memory)
@@ -173,11 +173,11 @@ def stands(
 
 @inner
 def refused_share(memory: Memory, now_s: float, window_s: float) -> float:
-    """The share that `envoy` refuses: that of its failures, but for 5 %.
+    """The share that `envoy` rejects: that of its failures, but for 5 %.
 
     Failed is what committed after its deadline, of all that committed in `window_s`.
     Envoy's admission control with its defaults: a success rate of 95 %, linear, and at
-    most 80 % refused.
+    most 80 % rejected.
     """
     control, world, seen = memory.control, memory.world, memory.decided.held
     every, good = control[1 : 1 + SLICES], control[1 + SLICES : 1 + 2 * SLICES]
@@ -199,13 +199,13 @@ def refused_share(memory: Memory, now_s: float, window_s: float) -> float:
 def controlled_share(
     memory: Memory, now_s: float, cycle_s: float, gains: tuple[float, float], most: int
 ) -> float:
-    """The share that `cinnamon` refuses, in [0, 1].
+    """The share that `cinnamon` rejects, in [0, 1].
 
     It is renewed at the first arrival `cycle_s` or more after the last time, by a PID
     controller without its D. The error is what entered less what left and less the free
     places, of `most`, over what left; `gains` weigh the last error and the sum of all,
     which never falls below zero. Uber, "PID Controller for Cinnamon", 2023. Nobody has
-    a priority, so who is refused is drawn, and `most`, which a controller of its own
+    a priority, so who is rejected is drawn, and `most`, which a controller of its own
     would tune, is a constant.
     """
     control, flying = memory.control, float(in_flight(memory))

@@ -117,7 +117,7 @@ def octave(log_estimate: float) -> int:
 
 @borrowing
 def doubt(online: Online, i: int, least_p: float, one_in: float) -> None:
-    """Transaction i would be refused on its estimate alone; it may become a probe.
+    """Transaction i would be rejected on its estimate alone; it may become a probe.
 
     Every one does where such estimates are refuted, since a share `least_p` or more of
     the probes of its octave fitted; elsewhere the first of its octave, the next after

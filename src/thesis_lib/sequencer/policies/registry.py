@@ -161,7 +161,7 @@ def decide(
 
 
 def _blamed(name: str, error: BaseException) -> InvalidInput:
-    """A refusal that says where in the user's own code `error` was raised."""
+    """A rejection that says where in the user's own code `error` was raised."""
     frames = traceback.extract_tb(error.__traceback__)
     theirs = [f for f in frames if not f.filename.startswith((PACKAGE, "<frozen"))]
     at = ([f for f in theirs if f.filename == theirs[0].filename] or frames)[-1]
