@@ -168,7 +168,7 @@ def read_object(
 def parse_object(
     raw: bytes, name: str, expected: str, error_type: type[InvalidInput] = InvalidInput
 ) -> dict[str, Any]:
-    """The one JSON object that the bytes `raw` are. Raises `error_type`: `parse_json`."""
+    """Parse `raw` as one JSON object. Raises `error_type`, as `parse_json` does."""
     value = parse_json(raw, name, expected, error_type)
     if not isinstance(value, dict):
         raise error_type(

@@ -1,4 +1,4 @@
-"""Admission control for asyncio: who wants to run waits for its turn, or is rejected."""
+"""Admission control for asyncio: a request waits for its turn or is rejected."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence

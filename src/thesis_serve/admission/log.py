@@ -74,7 +74,7 @@ class DecisionLog:
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """What a replay saw: how many events, starts and rejections, and where it differs."""
+    """Counts of a replay: events, starts and rejections, and where it differs."""
 
     events: int
     started: int

@@ -144,7 +144,7 @@ class Speculation:
 
 
 def _judge(proposed: Sequence[int], accepted: Sequence[int]) -> tuple[int, int]:
-    """Proposals that were accepted; those, and the first of each pass to be rejected."""
+    """Return how many proposals were accepted, and how many were verified."""
     rejections = sum(a < p for p, a in zip(proposed, accepted, strict=True))
     return sum(accepted), sum(accepted) + rejections
 

@@ -166,10 +166,10 @@ def choose_depth(
 
 
 def acceptance_interval(accepted: int, judged: int) -> tuple[float, float]:
-    """Wilson's interval of the probability that a proposal is accepted.
+    """Return Wilson's interval of the acceptance probability, (0, 1) without data.
 
-    `judged` proposals were accepted or the first to be rejected; those behind a rejected
-    one were not judged. (0, 1) before any was. Wilson, JASA 22(158), 1927.
+    `judged` counts accepted proposals and the first rejected one of each pass; later
+    ones were not verified. Wilson, JASA 22(158), 1927.
     """
     if judged == 0:
         return 0.0, 1.0

@@ -419,9 +419,8 @@ class Trace:
         `keys` are lists of integers of any width, or of strings, which are numbered as
         they first appear; a header without `sha256` promises nothing about alteration.
         Or read CSV, if the name ends so. `data/traces/README.md` describes the columns
-        of both. With `rows`, only those from the first, counted from 0, to before the
-        last are read, however many there are, and a row that is rejected is counted from
-        the first of them; whether the others were altered is not known then.
+        of both. `rows` selects a range of rows, counted from 0, without the last. An
+        error then counts rows from the start of the range; other rows are not checked.
 
         Raises InvalidInput for a missing or other file, for one of another version,
         without rows, without those asked for or altered since, and for what `Trace`

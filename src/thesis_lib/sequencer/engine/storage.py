@@ -71,7 +71,7 @@ def heard(error: BaseException) -> str:
 
 
 def stale(t: txn.Payment | txn.OrderStatus, customer: int | None) -> Stale:
-    """The rejection of `t`, whose name now means customer `customer`, None for nobody."""
+    """Return the error for `t`, whose name now means `customer`, or no customer."""
     whom = "nobody" if customer is None else f"customer {customer}"
     return Stale(
         f"{t.last_name} of the district means {whom}, the log says {t.customer}: "

@@ -280,8 +280,8 @@ def _start(terms, memory, ids, due_s, ahead_s, startable):
 
 
 # --- Where nothing locks ----------------------------------------------------------
-# Of most who wait two comparisons prove that they can neither be rejected nor start now,
-# for each by itself or for all of a span at once; nothing else is done about them.
+# For most waiting transactions, two comparisons prove that they can neither be rejected
+# nor start now, one by one or for a whole span; nothing else is computed for them.
 
 
 @njit(cache=True, inline="always")
