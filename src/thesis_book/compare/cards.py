@@ -1,4 +1,4 @@
-"""What the card beside a cited claim says: its value, and how far to believe it."""
+"""Cards of cited claims: the value and the strength of its evidence."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""The headline results of a run beside what was published and what limits them."""
+"""Headline results of a run, with published values and limits."""
 
 import math
 from collections.abc import Mapping, Sequence

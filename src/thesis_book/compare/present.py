@@ -483,7 +483,7 @@ PICTURE_OF, PICTURE = 4, "fig-violations"  # the chapter, and its figure to be s
 
 
 def readme(text: str, claims: Mapping[str, Claim], reference: Run, profile: str) -> str:
-    """The README with its table of claims made anew from the reference run.
+    """Return the README with its table of claims renewed from the reference run.
 
     Raises InvalidInput where the README has no such table, or names no claim.
     """

@@ -32,7 +32,7 @@ def require_browser(pdf: bool) -> None:
 
 
 def number_references(html: Path, toc: Path) -> None:
-    """Replace the roles in the notebooks beside the pages by what the book shows."""
+    """Replace the roles in the staged notebooks by the values that the book shows."""
     pages = read_pages(html, toc)
     inner = "a[href^='#']:not(.genindextable a)"
     links = [link for page in pages for link in page.article.select(inner)]

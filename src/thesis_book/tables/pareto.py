@@ -35,7 +35,7 @@ FAMILIES = {  # by the first words of a name
     "plain SVD": "low rank",
     "nearest": "rounding",
 }
-PRINTED = {DENSE: "bfloat16"}  # in place of a name of the record
+PRINTED = {DENSE: "bfloat16"}  # instead of the name in the record
 LOW_RANK, CORRECTED = "low rank", "GPTQ + low rank"
 
 
@@ -54,7 +54,7 @@ def pareto_front(first: ArrayLike, second: ArrayLike) -> NDArray[np.bool_]:
 
 
 def family(name: str) -> str:
-    """The kind of a way, for its colour; a name that nobody foresaw is its own kind."""
+    """Return the kind of a method, for its colour; an unknown name is its own kind."""
     if name.startswith("GPTQ") and "+" in name:
         return CORRECTED
     kinds = (kind for word, kind in FAMILIES.items() if name.startswith(word))
@@ -258,7 +258,7 @@ def timing(record: dict[str, Any]) -> pd.DataFrame:
 
 
 def rounded(value: float, digits: int = 2) -> str:
-    """Without decimals that nobody needs where a model is destroyed."""
+    """Format a perplexity, without decimals above 1,000."""
     return f"{value:,.{digits if value < 100 else 0}f}"
 
 

@@ -1,1 +1,1 @@
-"""What every room may use: rejections, units, files, intervals, provenance."""
+"""Shared by all packages: errors, units, files, intervals, provenance."""

@@ -37,7 +37,7 @@ class Refused(Exception):
 
 @dataclass(slots=True)
 class Turn:
-    """A request in the hands of its controller; whoever asked for it must close it."""
+    """A request that waits or runs; the caller must close it."""
 
     controller: "AdmissionController"
     number: int
@@ -130,7 +130,7 @@ class AdmissionController:
         self, kind: str = "", features: Sequence[float] = (),
         slo_s: float | None = None,
     ) -> Turn:  # fmt: skip
-        """What `turn` begins with, for whoever waits in a way of its own."""
+        """Return a new `Turn`, for callers that wait in their own way."""
         granted = asyncio.get_running_loop().create_future()
         turn = Turn(self, self._next, kind, features, granted)
         self._next += 1

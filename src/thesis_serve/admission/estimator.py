@@ -16,7 +16,7 @@ from thesis_lib.sequencer.core.trace import F64
 from thesis_lib.sequencer.policies.recalibration import LEAST_S
 
 _RIDGE = 1.0  # of a request that would not vary: few have been served, flat slopes
-_KINDS = 256  # that are told apart: those that were served last
+_KINDS = 256  # of requests that are distinguished: the most recent
 
 
 class ServiceEstimator(Protocol):

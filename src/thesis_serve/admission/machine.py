@@ -73,7 +73,7 @@ class Counts:
     on_time: int = 0  # ended by their deadlines
     late: int = 0
     refused: int = 0
-    full: int = 0  # of the rejected, for want of room to wait
+    full: int = 0  # of the rejected, because the queue was full
     failed: int = 0  # the service had no answer
     left: int = 0  # their clients were gone first
 
@@ -218,7 +218,7 @@ class LiveSequencer:
         self._compile(nobody)
 
     def _compile(self, nobody: I64) -> None:
-        """Decide on nobody once, so that no client waits for a compiler."""
+        """Decide on an empty queue once, so that no client waits for the compiler."""
         dispatch_by(self._decider, nobody, 0.0)
         commit_by(self._decider, nobody, 0.0)
         if self.policy.code is None:
@@ -394,7 +394,7 @@ class LiveSequencer:
         known = known[np.isnan(self._state.finish_s[known])]
         memory = self._lookahead.memory
         expected_s = memory.estimated_s[known]
-        if len(memory.online.given):  # nobody is calibrated before he has to be
+        if len(memory.online.given):  # calibrate only when needed
             expected_s = all_corrected_s(memory.online, known)
         ran_s = np.nan_to_num(self.now_s - self._state.start_s[known])
         left_s = np.where(ran_s > expected_s, ran_s, expected_s - ran_s)
@@ -532,7 +532,7 @@ class LiveSequencer:
             return self._ask()
         before, self._held = state.progress[STARTED], held
         dispatch_by(self._decider, released, self.now_s)
-        started, _ = self._begun(before)  # of whom the policy keeps nobody is gone
+        started, _ = self._begun(before)  # no request that the policy keeps is gone
         return Decided(started, self._reject(decision.dropped))
 
     def _reject(self, ids: I64) -> list[int]:
@@ -579,7 +579,7 @@ class LiveSequencer:
 
     # --- Room for more ----------------------------------------------------------
     def _known(self) -> I64:
-        """Slots, rising, of whoever waits or runs, or ended and is not learned from."""
+        """Return rising slots that wait, run, or ended and are not learned from."""
         memory, progress = self._lookahead.memory, self._state.progress
         pending, read = memory.counts[[PENDING, READ]]
         learning = self.policy.learns

@@ -11,7 +11,7 @@ _SAYS = {
     "on_time": "Requests that ended by their deadlines",
     "late": "Requests that ended after their deadlines",
     "refused": "Requests that were rejected",
-    "full": "Requests that were rejected for want of room to wait",
+    "full": "Requests that were rejected because the queue was full",
     "failed": "Requests that the service had no answer to",
     "left": "Requests whose clients went first",
 }

@@ -45,7 +45,7 @@ from thesis_serve.model.service import Answer, Ask, ModelLost, ModelService
 MOST_BYTES = 2**20  # of a body
 _BODY_S = 10.0  # in which it has to be here
 _DEFAULT_TOKENS = 16  # of a completion that asks for no number, as the reference has it
-_CHAT_TOKENS = 128  # of an answer in a chat, or what its slot has room for
+_CHAT_TOKENS = 128  # of an answer in a chat, or what fits in its slot
 _NOTHINGS = (None, False, "", [], {})
 _Stop = Annotated[str, Field(max_length=256)]
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -223,7 +223,7 @@ def _parse(form: type[_Asked], body: bytes) -> Any:
 
 
 def _is_form(part: int | str) -> bool:
-    """Whether a part of a place names one of several forms, which nobody sends."""
+    """Return whether part of a location names a variant, not a field of the client."""
     return isinstance(part, str) and (part == "str" or "[" in part)
 
 
@@ -494,7 +494,7 @@ async def _event(send: Send, data: str, more: bool = True) -> None:
 
 
 class _Server(uvicorn.Server):
-    """A server that ends when told to, and lets its caller end in its own way."""
+    """A server that stops on request and leaves the signals to its caller."""
 
     def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
         super().__init__(config)
@@ -516,7 +516,7 @@ class _Server(uvicorn.Server):
         self.should_exit, self.force_exit = True, self.should_exit
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End in time, or when told to twice, which uvicorn alone may not hear."""
+        """Stop gracefully; at the second signal, stop at once."""
         ends = asyncio.create_task(super().shutdown(sockets))
         while not ends.done() and not self.force_exit:
             await asyncio.wait({ends}, timeout=0.1)
@@ -557,7 +557,7 @@ def listen(host: str, port: int, key: str | None = None) -> socket.socket:
     except (OSError, OverflowError, UnicodeError) as error:
         raise InvalidInput(
             f"{host}:{port} cannot be listened on ({error}): expected an address of "
-            "this machine and a port that nobody has; port 0 finds one"
+            "this machine and a free port. Port 0 selects one."
         ) from error
 
 

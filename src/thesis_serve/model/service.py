@@ -113,7 +113,7 @@ class Answer:
 
     def tell(self, piece: str | Ended | Exception) -> None:
         """Hand over what was written, from whatever thread."""
-        with suppress(RuntimeError):  # the loop is closed: nobody reads any more
+        with suppress(RuntimeError):  # the loop is closed: the client is gone
             self._loop.call_soon_threadsafe(self._pieces.put_nowait, piece)
 
     async def __aiter__(self) -> AsyncIterator[str]:
@@ -244,7 +244,7 @@ class ModelService:
         return [int(token) for token in self.tokenizer(text)["input_ids"]]
 
     def check(self, ask: Ask) -> None:
-        """Raise InvalidInput for what no slot has room for, or no model reads."""
+        """Raise InvalidInput for a request that no slot or model can take."""
         self._require_open()
         require_count("most_tokens", ask.most_tokens)
         n, most = len(ask.tokens), ask.most_tokens
@@ -358,7 +358,7 @@ class ModelService:
                 self._taken.popleft().tell(lost)
 
     def _write(self, texts: Together, active: list[Answer]) -> None:
-        """Pass by pass, until told to end; `active` are those that write or will."""
+        """Run passes until the stop order; `active` are the sequences in progress."""
         waiting: deque[Answer] = deque()
         while True:
             self._take(idle=not active)
@@ -384,7 +384,7 @@ class ModelService:
                 self._end(answer)
 
     def _take(self, idle: bool) -> None:
-        """Take orders that have come; of whoever is idle, wait for the next one."""
+        """Take the pending orders; if idle, wait for the next one."""
         while idle or not self._orders.empty():
             order, idle = self._orders.get(), False
             if order is None:

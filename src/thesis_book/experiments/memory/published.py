@@ -1,4 +1,4 @@
-"""What other systems published, beside what hardware specifications alone predict.
+"""Published results of other systems, and predictions from hardware alone.
 
 Nothing here is fitted. A card is its data sheet; a system is what its source says of
 it. The prediction is what the plan of `plan.py` promises on such a machine.

@@ -1,4 +1,4 @@
-"""How few violations somebody who knows the future has: schedules, and false drops.
+"""Schedules with few violations for a known future, and false drops.
 
 Policies decide on what they see. The references of this module know every arrival and
 every service time, and keep all other constraints: locks, cores and releases. What they
@@ -54,7 +54,7 @@ class Locks(NamedTuple):
 
 @njit(cache=True)
 def _claimed(jobs, locks, i):
-    """Whether somebody in front waits for a conflicting lock."""
+    """Return whether an earlier transaction waits for a conflicting lock."""
     offsets, keys, exclusive = jobs.locks
     for request in range(offsets[i], offsets[i + 1]):
         claim = locks.claims[keys[request]]
@@ -348,7 +348,7 @@ def _start_early(jobs, locks, cores, log, start_s):
 
 
 def _problem(trace: Trace, slo_s: float | F64) -> tuple[Jobs, Locks]:
-    """The truth about a trace, and its keys as if nobody had ever held them."""
+    """Return the true times of a trace, and its keys, never held."""
     keys = trace.keys
     jobs = Jobs(
         (keys.offsets, keys.keys, keys.exclusive), trace.arrival_s, trace.service_s,

@@ -1,4 +1,4 @@
-"""How good an estimate is: against the truth, beside what replays have in common.
+"""Accuracy of an estimate, compared with the truth and with repeated replays.
 
 An estimator is judged twice: on service times, where the replay ceiling says what can
 be known at all, and end to end, where its estimates have gone through the look-ahead

@@ -287,7 +287,7 @@ def against_baselines(
     return pd.concat([runs, *blind], ignore_index=True)
 
 
-# What anybody might try first, beside FIFO.
+# Simple rules to compare with, in addition to FIFO.
 SIMPLE = (*WATCHING, "headroom", "edf", "sjf", "least-slack", "late-edf", "late-sjf")
 LEARNED, CONSTANT = "boosted", "constant"
 

@@ -56,7 +56,7 @@ ORDERED, MERGED, BOOKED, SENT, DELIVERED = range(5)
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """What a transaction that crosses needs beside its service."""
+    """Costs of a transaction that crosses partitions, without its service."""
 
     round_s: float = 1e-4  # over the network, there and back
     epoch_s: float = 1e-3  # of the common order; 0 orders by time alone

@@ -99,7 +99,7 @@ class Spectrum:
         m, n = self.m, self.n
         left = [*np.cumsum(self.gains[::-1])[::-1].tolist(), 0.0]  # by rank from 0
         smaller = range(1, min(-(-m * n // (m + n)), len(left)))
-        # On inputs that nobody has seen a rank that loses nothing here loses something.
+        # On unseen inputs, a rank that loses nothing here loses something.
         dense = Offer(None, m * n, -np.finfo(np.float64).tiny)
         return [*(Offer(rank, rank * (m + n), left[rank]) for rank in smaller), dense]
 

@@ -1,4 +1,4 @@
-"""Low-rank factors in place of a matrix: plain, and weighted by what flows in.
+"""Low-rank factors of a matrix: plain, and weighted by its inputs.
 
 A linear layer y = W x with W of shape (m, n) becomes y = L (R x) with L (m, r) and
 R (r, n). `decompose` finds the best factors of every rank at once, either of W

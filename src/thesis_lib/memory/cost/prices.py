@@ -1,6 +1,6 @@
 """Prices and other assumptions of a deployment, each with its range and its source.
 
-Nobody's price is built in: both tables are data, and any price can be overridden.
+No price is built in: both tables are data, and any price can be overridden.
 """
 
 import csv

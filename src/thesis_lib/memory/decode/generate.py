@@ -308,7 +308,7 @@ def generate_text(
         ('Paris.', True)
     """
     one = isinstance(prompt, str)
-    require(one or tell is None, "several texts at once cannot be told as they come")
+    require(one or tell is None, "several sequences cannot be streamed at once")
     folder, tokenizer, tokens, mask = read_prompts(
         checkpoint,
         [prompt] if one else prompt,

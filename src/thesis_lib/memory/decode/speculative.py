@@ -119,7 +119,7 @@ class ModelDraft:
 
 @dataclass(frozen=True, slots=True)
 class Speculation:
-    """What greedy decoding wrote, and what it took beside the pass of the prompt."""
+    """The tokens of greedy decoding, and their cost without the prompt's pass."""
 
     tokens: tuple[int, ...]
     proposed: tuple[int, ...]  # in each pass

@@ -1,4 +1,4 @@
-"""What a weight format answers to whoever writes, plans, reads or computes with it.
+"""The interface of a weight format: write, plan, read and compute.
 
 A format is one file of this folder: a subclass of `WeightFormat`, registered under the
 kind that manifest and configuration of a checkpoint call it. Most of them say three
@@ -143,7 +143,7 @@ class WeightFormat:
         return read_bytes
 
     def decoder_bytes(self, threads: int) -> int:
-        """What so many decoding threads hold beside that memory."""
+        """Return the bytes that so many decoding threads need in addition."""
         return 0
 
 

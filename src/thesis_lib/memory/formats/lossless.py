@@ -41,7 +41,7 @@ U16 = NDArray[np.uint16]
 
 CHUNK_BYTES = MiB  # decoded, of all chunks but the last
 MOST_DECODED = 2  # bytes from one: sign and mantissa of a number are kept as they are
-RATIO = 0.70  # of weights drawn from a normal law; no trained layer is far from it
+RATIO = 0.70  # of normally distributed weights; trained layers are close to it
 
 _THREADS = os.cpu_count() or 1
 CODE_BITS = 3  # of the rank of an exponent
@@ -107,11 +107,11 @@ class Lossless(WeightFormat):
         return len(stream)
 
     def estimate_read_bytes(self, layer_bytes: int) -> int:
-        """Of weights that follow a normal law."""
+        """Return the expected ratio of normally distributed weights."""
         return math.ceil(RATIO * layer_bytes)
 
     def buffer_bytes(self, read_bytes: int, layer_bytes: int) -> int:
-        """Room to decode a layer in the memory in which its code arrives."""
+        """Return the bytes needed to decode a layer in the memory of its code."""
         return buffer_bytes(read_bytes, layer_bytes)
 
     def decoder_bytes(self, threads: int) -> int:
@@ -150,7 +150,7 @@ def buffer_bytes(coded_bytes: int, decoded_bytes: int) -> int:
 
 
 def scratch_bytes(threads: int) -> int:
-    """What so many decoding threads hold beside that memory."""
+    """Return the bytes that so many decoding threads need in addition."""
     return threads * (CHUNK_BYTES + _HEADER.size)
 
 
@@ -214,7 +214,7 @@ class Scratch:
 
     @contextmanager
     def lend(self) -> Iterator[U8]:
-        """A buffer that nobody else has meanwhile."""
+        """Lease a buffer exclusively."""
         buffer = self._free.get()
         try:
             yield buffer
@@ -296,7 +296,7 @@ class InPlace:
             whole = _HEADER.size <= size <= len(scratch)
             fits = written + decoded <= min(self._decoded_bytes, read + size)
             if not whole or not fits or decoded > CHUNK_BYTES:
-                self._ready = 0  # nobody else shall go on
+                self._ready = 0  # stop the other threads
                 raise CodeDamaged(f"its code has no chunk at byte {read - self._start}")
             if read + size > self._ready:
                 return None
@@ -375,7 +375,7 @@ def _in_nibbles(values: U8) -> U8:
 
 
 def _decode_chunk(chunk: U8, out: U8) -> None:
-    """Write what a chunk holds to `out`, whose length the chunk has told."""
+    """Decode a chunk to `out`, whose length the chunk states."""
     _, decoded, tiles, n_rare, n_raw, ranked = _HEADER.unpack_from(chunk.data)
     n = 2 * tiles * _TILE
     planes_at = _HEADER.size + tiles * _TILE

@@ -175,7 +175,7 @@ def weight_bytes(model: nn.Module, names: Iterable[str] | None = None) -> int:
 
 
 def _tensors(layer: nn.Module) -> Iterable[Tensor]:
-    """The weights that a layer owns itself, with what bitsandbytes keeps beside."""
+    """Return a layer's own weights, with the state that bitsandbytes adds."""
     yield from layer.parameters(recurse=False)
     weight = getattr(layer, "weight", None)
     if (state := getattr(weight, "quant_state", None)) is not None:

@@ -181,7 +181,7 @@ class _Reader:
         shape = tuple(self.number(8) for _ in range(dimensions))[::-1]
         kind, start = self.number(4), self.number(8)
         if not is_decoded(kind):
-            self.reject(f"holds {shown(name)} in the type {kind}, which nobody decodes")
+            self.reject(f"holds {shown(name)} in the unknown type {kind}")
         known = GGMLQuantizationType(kind)
         block, _ = gguf.GGML_QUANT_SIZES[known]
         if not all(shape) or shape[-1] % block or math.prod(shape) >= 2**63:

@@ -1,4 +1,4 @@
-"""What transformers makes of the files that come with a model, or a rejection.
+"""Read the files of a model with transformers, or raise an error.
 
 Configuration, tokenizer and generation settings are files of somebody else, and
 transformers raises whatever comes up where it cannot use them. Here, and only around

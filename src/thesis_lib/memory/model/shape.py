@@ -11,7 +11,7 @@ _CONTEXT = 512  # positions, by default
 
 
 class Step(TypedDict, total=False):
-    """What a `Shape` says beside batch and context, as options.
+    """The fields of a `Shape` except batch and context, as options.
 
     As many logits are kept as there are tokens, if nothing says how many.
     """
@@ -76,7 +76,7 @@ def read_step(spec: ModelSpec, batch: int, context: int | None, step: Step) -> S
 
 @dataclass(frozen=True, slots=True)
 class PeakMemory:
-    """Bytes that steps of a shape hold at most, beside the weights."""
+    """Return the most bytes that steps of a shape hold, without the weights."""
 
     layer_bytes: int  # of the weights of one decoder layer
     table_bytes: int  # what no checkpoint holds: rotary frequencies and the like

@@ -261,7 +261,7 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True)
 class _Config:
-    """A configuration that somebody else wrote, field by field. Rejects other types."""
+    """Read a configuration field by field; reject wrong types."""
 
     path: Path
     content: dict[str, Any]
@@ -282,7 +282,7 @@ class _Config:
         return value
 
     def parts(self, family: str) -> dict[str, Any]:
-        """What the layers of a family have beside matrices, some of it by choice."""
+        """Return which tensors a family's layers have apart from matrices."""
         biased = family == "opt" and self.flag("enable_bias", True)
         fields: dict[str, Any] = {
             "attention_bias": self.flag(

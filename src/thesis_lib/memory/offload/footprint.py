@@ -1,4 +1,4 @@
-"""What a step takes beside its weights, and its layers where they are stored.
+"""Memory of a step without its weights, and layers where they are stored.
 
 For one token of a known geometry that is said in a line. All else is rehearsed, and a
 checkpoint always, with the torch that will run it. That imports torch and transformers,
@@ -40,7 +40,7 @@ class Footprint:
 
     @property
     def step_bytes(self) -> int:
-        """All that a step needs beside weights and tables."""
+        """Return the memory of a step without weights and tables."""
         return self.kv_bytes + self.activation_bytes + self.scratch_bytes
 
     @property

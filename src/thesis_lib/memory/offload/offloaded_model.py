@@ -445,7 +445,7 @@ class StreamedModel:
 
 
 def _are_equal(one: Tensor, other: Tensor) -> bool:
-    """Whether two matrices are the same, without room for a comparison of all."""
+    """Compare two matrices block by block, in little memory."""
     return (one.dtype, one.shape) == (other.dtype, other.shape) and all(
         map(torch.equal, one.split(_ROWS), other.split(_ROWS))
     )
@@ -592,7 +592,7 @@ def disk_bytes_per_s(folder: Path | str, seconds: float = 1.0) -> float:
 
 @contextmanager
 def enforced(limit_bytes: int, device: str | torch.device) -> Iterator[DeviceBudget]:
-    """The meter that enforces a budget, and rejects in a sentence what exceeds it.
+    """Enforce a memory budget, and raise an error if it is exceeded.
 
     Raises InvalidInput in the place of torch.OutOfMemoryError, also the device's own.
     """

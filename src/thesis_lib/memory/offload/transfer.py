@@ -64,7 +64,7 @@ class Ring(Generic[Buffer]):
         """Wait until nothing is in flight, whatever became of it, and forget it."""
         while self._pending:
             _, _, ticket = self._pending.popleft()
-            # Nobody will use the layer: what went wrong with it is of no interest.
+            # The layer will not be used, so its error does not matter.
             with suppress(Exception):
                 ticket.wait()
 
@@ -121,7 +121,7 @@ def read_tensors(store: SafetensorsStore, layer: int) -> dict[str, Tensor]:
 
 
 class Device:
-    """Copies beside the arithmetic, and the events that order the two.
+    """Copies concurrent with the arithmetic, and the events that order both.
 
     On the processor as its own device, where what was asked for is over when it returns
     and an event is nothing.

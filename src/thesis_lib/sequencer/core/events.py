@@ -44,7 +44,7 @@ class Delays:
 
     lag_s: float = 0.0  # from a decision to the booking of its locks
     sequencer_s: float = 0.0  # the sequencer's work on each transaction, one by one
-    worker_s: float = 0.0  # on a core beside the service, holding the locks
+    worker_s: float = 0.0  # on a core in addition to the service, holding the locks
     read_s: float = 0.0  # from a request to the sequencer's inbox
     release_s: float = 0.0  # from a commit to the release of its locks
 
@@ -270,7 +270,7 @@ def _due_s(front, setting):
     due_s = arrival_s[taken] + read_s + setting.flush_s
     if submitted - taken >= setting.size:
         due_s = min(due_s, arrival_s[taken + setting.size - 1] + read_s)
-    elif submitted == len(arrival_s):  # nobody will fill this batch
+    elif submitted == len(arrival_s):  # no arrival will fill this batch
         due_s = min(due_s, arrival_s[submitted - 1] + read_s)
     return max(due_s, clock_s[NOW])
 

@@ -177,7 +177,7 @@ def register(locks, ends_s, i, end_s):
 
 @njit(cache=True, inline="always")
 def forget(locks, ends_s, i):
-    """Leave the keys of i as if nobody had ever held them."""
+    """Reset the keys of i to the state before any transaction held them."""
     offsets, key_of, _ = locks
     for request in range(offsets[i], offsets[i + 1]):
         ends_s[0][key_of[request]] = -np.inf

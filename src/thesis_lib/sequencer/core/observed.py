@@ -53,7 +53,7 @@ def dispatch(state: State, ids: I64, now_s: float) -> None:
 
 @njit(cache=True)
 def commit(state: State, ids: I64, start_s: F64, finish_s: F64, now_s: float) -> None:
-    """Release the locks of `ids`, which ended in this order, and grant them anew."""
+    """Release the locks of `ids`, which ended in this order, and grant them again."""
     for k in range(len(ids)):
         i = ids[k]
         for worker in range(len(state.running)):

@@ -64,7 +64,7 @@ def freed_s(run: Run, keys: KeySets, log: I64) -> tuple[F64, F64]:
 
 
 def overheads(run: Run, keys: KeySets, first: int) -> Overheads:
-    """What transactions `first` to n - 1 of a run paid beside their service.
+    """Return what transactions `first` to n - 1 paid in addition to their service.
 
     What ran before them is left out altogether: its times may be of another clock.
     Raises InvalidInput where none of them ran.

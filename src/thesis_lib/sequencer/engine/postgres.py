@@ -212,7 +212,7 @@ def postgres_database(dsn: str | None = None) -> Iterator["PostgreSQL"]:
 
 @contextmanager
 def _failures(whose: str) -> Iterator[None]:
-    """What goes wrong between this process and a server, told as its loss."""
+    """Report errors between this process and the server as a lost server."""
     try:
         yield
     except psycopg.Error as error:
@@ -337,7 +337,7 @@ class PostgreSQL:
             db.execute("VACUUM ANALYZE")  # plans for tables as full as these
 
     def copy(self, name: str) -> Self:
-        """The database `name` beside this one, which nobody may be using."""
+        """Return the database `name` of the same server, which must not be in use."""
         copy = replace(self, database=f"{self.database}_{name}")
         with closing(_again(self.dsn)) as server:
             server.execute(

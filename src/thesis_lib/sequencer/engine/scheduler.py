@@ -93,12 +93,12 @@ class Scheduler:
         self.notified_s, self.cpu_s = np.full(n, np.nan), np.full(n, np.nan)
         self.units_s, self.worker = np.full((n, len(UNITS)), np.nan), np.full(n, np.nan)
         self.committed = np.zeros(n, bool)
-        nobody = np.empty(0, np.int64)  # compiled here, or the first client waits
+        nobody = np.empty(0, np.int64)  # compile before the first client
         dispatch(self.state, nobody, 0.0)
         commit(self.state, nobody, np.empty(0), np.empty(0), 0.0)
 
     def __enter__(self) -> Self:
-        gc.freeze()  # nobody's to collect until the end: not ours, not a worker's
+        gc.freeze()  # no collection until the end, in this process or a worker
         self.workers.__enter__()
         self.begin()
         return self

@@ -75,7 +75,7 @@ class SQLite:
         return files
 
     def copy(self, name: str) -> Self:
-        """The same files in the folder `name` beside this one."""
+        """Return a copy of the files in the sibling folder `name`."""
         try:
             shutil.copytree(self.folder, self.folder.parent / name)
         except OSError as error:

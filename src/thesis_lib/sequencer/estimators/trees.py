@@ -17,7 +17,7 @@ from thesis_lib.sequencer.core.trace import F64
 
 I32 = NDArray[np.int32]
 
-LEAF = -1  # in place of a feature
+LEAF = -1  # instead of a feature
 LARGEST_SINGLE = float(np.finfo(np.float32).max)
 
 
@@ -135,7 +135,7 @@ class Trees:
         )
 
     def __setstate__(self, values: list[Any]) -> None:
-        """Of a copy or a file, which is checked like what is made anew."""
+        """Restore from a copy or a file, with the checks of a new instance."""
         for field, value in zip(fields(self), values, strict=True):
             object.__setattr__(self, field.name, value)
         self.__post_init__()

@@ -234,7 +234,7 @@ def by_case(
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(by)
 
 
-ENDS = ("low", "high", "n", "interval")  # what is published beside a value
+ENDS = ("low", "high", "n", "interval")  # what is published with a value
 
 
 def in_percent(name: str, share: Interval, ends: str = "") -> dict[str, float | str]:
@@ -261,7 +261,7 @@ def told_apart(runs: pd.DataFrame, policy: str) -> pd.DataFrame:
         return {"policy": other, "load": load, **points, "p": p_value(difference)}
 
     others = [name for name in runs["policy"].unique() if name != policy]
-    require(len(others) > 0, f"runs hold {policy!r} alone: expected another beside it")
+    require(len(others) > 0, f"runs hold {policy!r} alone: expected two policies")
     cases = product(others, np.unique(runs["load"]))
     table = pd.DataFrame([row(*at) for at in cases])
     sides = np.where(table["points"] < 0, "fewer", "more")

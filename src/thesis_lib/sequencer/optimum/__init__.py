@@ -1,1 +1,1 @@
-"""What nobody can beat: proven bounds, and the best schedule that knows the future."""
+"""Proven lower bounds, and the best schedule that knows the future."""

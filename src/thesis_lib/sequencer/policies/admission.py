@@ -323,7 +323,7 @@ def _place_of(rising, low, high, i):
 def _end_of_span(ids, at):
     """The place behind the last of `ids` in the span of the one at `at`."""
     behind = (ids[at] // SPAN + 1) * SPAN
-    end = at + behind - ids[at]  # if nobody has left
+    end = at + behind - ids[at]  # if none has left
     if end < len(ids) and ids[end] == behind:
         return end
     return _place_of(ids, at + 1, min(end, len(ids)), behind)
@@ -440,7 +440,7 @@ def _hold_others(ids, order, dropped, held):
 
 @inner
 def _bind_freely(terms, memory, ids, due_s, ahead_s):
-    """Steps 3 and 4 of `bind_late` where nobody declares a key and groups are alike."""
+    """Steps 3 and 4 of `bind_late` without declared keys and with equal groups."""
     control, online, out = memory.control, memory.online, memory.decided
     core_s, rank, price_s = out.core_s, out.rank, control[PRICE_S]
     factor = max(

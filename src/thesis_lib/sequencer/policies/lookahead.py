@@ -66,7 +66,7 @@ class Model(NamedTuple):
 
 
 class Decided(NamedTuple):
-    """What a decision writes the ids to, and room to make it."""
+    """The arrays of ids that a decision writes, and its work space."""
 
     order: I64  # (n,) to release, in order
     dropped: I64  # (n,)
@@ -79,7 +79,7 @@ class Decided(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """What a look-ahead knows, and room to compute; empty where a model needs none."""
+    """State and work space of a look-ahead; empty if a model needs none."""
 
     keys: tuple[I64, I64, Bool]  # the columns of KeySets
     estimated_s: F64  # (n,) time on a core
@@ -607,7 +607,7 @@ class OpenLoop(_Lookahead):
 
 
 class Feedback(_Lookahead):
-    """A look-ahead made anew at every decision from what is observed in `state`.
+    """A look-ahead rebuilt at every decision from what is observed in `state`.
 
     Observed are the log, starts and commits; never a service time (`State` says what
     must be filled). Only what is in the log and has not committed counts, and it is

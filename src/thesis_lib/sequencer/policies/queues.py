@@ -30,7 +30,7 @@ BEGUN, FLYING, ENTERED, ERRORS, SHARE = range(5)  # of Cinnamon, by its last cyc
 
 @inner
 def admitted(control: F64, service_s: F64, in_flight: int, room_s: float) -> int:
-    """How many `queue-cap` lets in, who rejects whoever finds the system full.
+    """Return how many transactions `queue-cap` admits before the system is full.
 
     Full are `room_s` over the mean estimate of all that came so far: by Little's law a
     cap on latency at any load, if cores are what is short.
@@ -120,7 +120,7 @@ def _renew_limit(control, cores):
     ratio = control[LONG] / short_s
     if ratio > 2:
         control[LONG] *= 0.9
-    if control[MOST] >= control[LIMIT] / 2:  # else nobody asked for more
+    if control[MOST] >= control[LIMIT] / 2:  # else the limit was not reached
         grown = max(0.5, min(1.0, ratio)) * control[LIMIT] + 4
         limit = 0.8 * control[LIMIT] + 0.2 * grown
         control[LIMIT] = max(2.5 * cores, min(25.0 * cores, limit))
