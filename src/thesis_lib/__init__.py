@@ -4,10 +4,10 @@
 deterministic database) and imports without torch; `thesis_lib.memory` is Part II
 (a model larger than the device's memory).
 
-Threads of OpenMP that wait for each other sleep here, instead of spinning: where
-somebody else has a core, one that spins takes from the other what it is waiting for,
+OpenMP threads that wait for each other sleep here instead of spinning. If another
+process needs a core, a spinning thread takes time from the thread that it waits for,
 and a streamed token becomes many times slower (`benchmarks/beside.py`). OpenMP reads
-its settings when torch loads it, so this package has to be imported first.
+its settings when torch loads it, so import this package first.
 """
 
 import os

@@ -1,8 +1,8 @@
-"""What each step of the low-rank method buys, as `benchmarks/lowrank.py` found it.
+"""Effect of each step of the low-rank method, from `benchmarks/lowrank.py`.
 
-Every step contains those before it. All is told by the loss: the logarithm of the
-perplexity over that of the dense model on the same windows. A text on which nothing was
-scored is left out, as are steps that nobody has run yet.
+Every step includes those before it. The loss is the logarithm of the perplexity over
+that of the dense model on the same windows. Texts without a score are left out, and so
+are steps without a run.
 """
 
 from typing import Any

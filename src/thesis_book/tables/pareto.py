@@ -1,9 +1,8 @@
-"""Every way to make a model smaller on one scale, as `benchmarks/pareto.py` found it.
+"""Compare methods of compression, from the record of `benchmarks/pareto.py`.
 
-A way loses where another one is as good in two quantities and better in one of them;
-the ways that do not are the front. All perplexities are held against those of the
-16-bit model on the same windows: a text on which it was not scored is left out, as are
-ways that nobody has scored yet.
+A method is Pareto-optimal if no other one is at least as good in both quantities and
+better in one. All perplexities are relative to the 16-bit model on the same windows.
+Texts without its score are left out, and so are methods without a score.
 """
 
 from collections.abc import Iterable
@@ -40,11 +39,11 @@ LOW_RANK, CORRECTED = "low rank", "GPTQ + low rank"
 
 
 def pareto_front(first: ArrayLike, second: ArrayLike) -> NDArray[np.bool_]:
-    """Which of n points no other one beats, where less is better in both, (n,).
+    """Return which of n points are Pareto-optimal, with less better in both, (n,).
 
-    A point is beaten by one that is at most as large in both quantities and less in one
-    of them; equal points do not beat each other. One that is not finite in both is
-    never of the front, and beats nobody where it is NaN.
+    A point dominates another if it is at most as large in both quantities and less in
+    one; equal points do not dominate each other. A point that is not finite in both is
+    never Pareto-optimal, and a NaN dominates no point.
     """
     costs = np.column_stack([np.asarray(first, float), np.asarray(second, float)])
     as_good = (costs[:, None] <= costs[None]).all(axis=-1)
@@ -87,7 +86,7 @@ def ways(record: dict[str, Any]) -> pd.DataFrame:
     and its `ratio` to the 16-bit model are geometric means over calibration sets; `low`
     and `high` are the outermost ends of the paired 95 % intervals of these sets, so
     that they cover windows and sets. `token_s` is a median, NaN without one.
-    `front` says who is beaten by nobody in bytes and perplexity on its text,
+    `front` marks Pareto-optimal methods in bytes and perplexity on its text,
     `time_front` in seconds and perplexity.
     """
     timed = timing(record).token_s if "timing" in record else pd.Series(dtype=float)

@@ -1,8 +1,8 @@
-"""What other systems do: a table of features, each cell with where it was read.
+"""Features of other systems, each cell with its source.
 
-A cell is *verified* if somebody read the passage that its evidence paraphrases, in the
-place that it names of the source that it names. Only then it has a value. What was not
-read has none and is shown as a question, never as a yes or a no.
+A cell is *verified* if its author read the passage that its evidence paraphrases, at
+the named place of the named source. Only verified cells have a value; others are shown
+as a question mark, never as a yes or a no.
 """
 
 from dataclasses import dataclass

@@ -38,9 +38,9 @@ class InvalidInput(ValueError):
 
 
 class Lost(RuntimeError):
-    """What a run stands on has ended in its middle: a database, a worker, a disk.
+    """A resource was lost during a run: a database, a worker, a disk.
 
-    It is nobody's input; the message says what was heard of the cause.
+    No input caused it; the message reports what is known of the cause.
     """
 
     exit_code = 1

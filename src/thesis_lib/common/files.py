@@ -85,7 +85,7 @@ def file_hash(paths: Iterable[Path]) -> str:
 
 
 def read_record(name: str, folder: Path | None = None) -> dict[str, Any] | None:
-    """The record `name` of `data/measurements`; None where nobody has made it.
+    """Return the record `name` of `data/measurements`, or None without such a file.
 
     Raises InvalidInput for a file that is no JSON object.
     """

@@ -1,8 +1,8 @@
-"""What happened in front of a service, and what was decided: written, read, replayed.
+"""Write, read and replay the log of an admission controller.
 
-A line of JSON for each event, after one that says how it began. Whoever is told the
-events of a log decides as it says, bit for bit: times and estimates are
-written so that they are read back as they were.
+The first line is JSON and holds the configuration; one line follows for each event.
+Times and estimates are written so that reading restores their bits. A controller that
+receives the same events therefore decides the same.
 """
 
 import json

@@ -1,10 +1,10 @@
 """The sequencer in front of a service, as a machine of events without a clock.
 
-Whoever runs it tells what happens and when: a request arrives, one has ended, a client
-is gone, time has passed. Each answer says who starts and who is rejected. Nothing else
-goes in, so the same events bring the same decisions, whenever they are told: a log of
-them can be replayed (`log`), and simulated arrivals and services give what the
-simulator gives.
+The caller reports events with their times: an arrival, a completion, a client that has
+disconnected, time that has passed. Each answer lists the requests to start and the
+requests to reject. There is no other input, so the same events give the same decisions:
+a log can be replayed (`log`), and simulated arrivals and services give the results of
+the simulator.
 """
 
 import logging

@@ -5,10 +5,9 @@ every service time, and keep all other constraints: locks, cores and releases. W
 reach lies above the optimum as `bounds` lies below it, so that the two enclose it.
 
 A schedule is a log and the time at which each entry is dispatched. Locks are booked in
-log order and held until the commit, but nobody has to dispatch early: whoever
-knows when a transaction can hold its locks and a core dispatches it then. Start times
-are therefore free, a log sorted by them waits for nothing, and a lock is held from
-start to commit alone.
+log order and held until the commit. With a known future, a transaction is dispatched
+when its locks and a core are free. Start times are therefore free, a log sorted by them
+never waits, and a lock is held only from start to commit.
 """
 
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ from thesis_lib.sequencer.simulator.simulator import replay
 EARLY = -np.inf  # a start before everything
 FAR = 300  # entries of the log behind a window that a move may disturb
 SWEEPS = 20
-QUEUES = 0.3  # share of the moves in which nobody overtakes who waits for a lock
+QUEUES = 0.3  # share of moves in which none overtakes a waiter for a lock
 
 SHARED, EXCLUSIVE = 1, 2
 
@@ -93,7 +92,7 @@ def _list_schedule(
     waits, started, following = 0, 0, 0
     now_s = EARLY
     while True:
-        # The next time at which a core is free and somebody may be ready.
+        # The next time at which a core is free and a transaction may be ready.
         next_s = np.inf
         if following < len(ids):
             next_s = arrival_s[ids[following]]
@@ -153,10 +152,10 @@ def _in_order(
 ):
     """Start the entries of a log as early as may be, none before the one in front.
 
-    `running` (cores,) holds the cores until `core_s`; both are written. Who would be
-    late is left out: NaN in `start_s`, which goes by entry. Returns how many entries
+    `running` (cores,) holds the cores until `core_s`; both are written. Late entries
+    are left out: NaN in `start_s`, which goes by entry. Returns how many entries
     it took until the others, from number `tail` on, can start as in `before_s` (n,)
-    or earlier, because whoever still runs at such a start ran then before and as long.
+    or earlier, because what runs at such a start ran then before, and as long.
     Returns NONE as soon as more of them are late than the first `tail` entries have on
     time beyond `least`.
     """
@@ -264,10 +263,10 @@ def _random_rank(jobs, start_s, ids, pivot, reach_s):
 
 @njit(cache=True)
 def _move(jobs, locks, cores, log, logged, start_s, pivot, reach_s):
-    """Try to bring a violated transaction in; returns how many are logged then.
+    """Try to include a violated transaction; return the new length of the log.
 
-    Frees whoever starts in a window around it, schedules them anew by a random rank
-    together with all violated ones that fit, and keeps what comes out unless fewer are
+    Removes the transactions that start in a window around it, schedules them again by a
+    random rank with all violated ones that fit, and keeps the result unless fewer are
     on time, or as many with more work.
     """
     longest_s = jobs.service_s.max()

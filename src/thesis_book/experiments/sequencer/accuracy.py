@@ -49,7 +49,7 @@ def mean_error_us(true_s: F64, predicted_s: F64) -> float:
 
 
 def least_q_error(sigma: float, share: float) -> float:
-    """The q-error that a `share` of estimates exceeds at best, whoever estimates.
+    """Return the least q-error that a `share` of any estimates exceeds.
 
     Where the truth is what can be known times a lognormal of `sigma` that cannot, an
     estimate off by a factor exp(d) has a q-error of at most exp(t) with probability

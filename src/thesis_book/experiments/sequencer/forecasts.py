@@ -57,7 +57,7 @@ def track_latency(
     the last 70 % begin to arrive; where a queue has kept back so many that the highest
     level cannot be promised, when enough have. Returned are the (n,) mask of those that
     come from then on, and by level the (n,) seconds that their latency is to stay
-    within, NaN for the others. Raises InvalidInput where nobody comes after enough.
+    within, NaN for the others. Raises InvalidInput if no arrival is left after that.
     """
     true_s, guess_s = history.latency_s, forecast_s - trace.arrival_s
     scores, at = np.log(true_s / guess_s), np.arange(len(trace))

@@ -572,10 +572,10 @@ def summarize_windows(solved: dict[str, pd.DataFrame]) -> pd.DataFrame:
 def distance(runs: pd.DataFrame) -> pd.DataFrame:
     """Where the violations of bid-price come from, in percent of arrivals, by load.
 
-    Means over the seeds of `distances`. Columns: `bid-price`, and how it adds up:
-    `bound`, which nobody avoids; `open`, from there to the best schedule found, where
-    the optimum lies; `unforeseen`, from there to bid-price with true service times,
-    which knows no arrival before it comes; `misjudged`, the rest, by the errors of its
+    Means over the seeds of `distances`. Columns: `bid-price`, and its parts: `bound`,
+    which no policy avoids; `open`, from there to the best schedule found, where the
+    optimum lies; `unforeseen`, from there to bid-price with true service times, which
+    does not know future arrivals; `misjudged`, the rest, by the errors of its
     estimates. Then drops in vain, of arrivals (`in_vain`) and of the drops
     (`of_drops`).
     """

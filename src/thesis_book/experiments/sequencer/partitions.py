@@ -155,10 +155,10 @@ def merge(traces: Sequence[Trace], crossing: float, seed: int) -> Partitioned:
 class Rows(NamedTuple):
     """What one partition has to do with, in rows; those of a transaction are together.
 
-    A part that crosses owns a key that nobody else uses: MESSAGE holds it from the
-    beginning until the part has read and the other's reads are here, and EXECUTE needs
-    it. EXECUTE books all that READ books, right behind it, and gets it when READ ends:
-    nothing comes between.
+    A part that crosses owns a private key. MESSAGE holds it from the start until the
+    part has read and the other's reads have arrived, and EXECUTE needs it. EXECUTE
+    books the locks of READ right behind it and gets them when READ ends, so that no
+    transaction comes between.
     """
 
     owner: I64  # (r,) transaction
@@ -182,7 +182,7 @@ def _rows(work: Partitioned, place: int, exchange: Exchange) -> tuple[Rows, I64]
     )
     mine = both.take(np.argsort(own_first))
     locked = mine.take(member).keep(stage != MESSAGE)
-    # Keys that nobody else uses, numbered after all others.
+    # Private keys, numbered after all others.
     own = mine.n_keys + (np.cumsum(crosses) - 1)[member]
     locks_own = np.flatnonzero((stage == MESSAGE) | (stage == EXECUTE))
     entry = np.concatenate([locked.owner, locks_own])

@@ -157,11 +157,11 @@ def crowded_and_underrated(seen: Seen, rng: np.random.Generator, share: float) -
 
 
 def anything(seen: Seen, rng: np.random.Generator, after: int = 0) -> Seen:
-    """Estimates that are wrong in a way drawn at random, from row `after` on.
+    """Return estimates with a random kind of error, from row `after` on.
 
-    Every estimate is multiplied, or those of some types, or of some transactions; or it
-    is a constant, somebody else's, the truth's with a scatter of up to several decades,
-    or a power of the truth, negative ones included.
+    The error multiplies all estimates, those of some types, or those of some
+    transactions. Or an estimate becomes a constant, that of another transaction, the
+    truth with noise of several decades, or a power of the truth, also a negative one.
     """
     said_s, n = seen.estimated_s, len(seen.trace)
     typical_s, types = float(np.median(said_s)), len(seen.trace.kinds)

@@ -1,10 +1,10 @@
-"""A model compressed layer after layer, each for what the compressed ones hand it.
+"""Compress a model layer by layer, each on the outputs of the compressed layers.
 
-A layer behind compressed ones no longer sees the inputs that it was calibrated on.
-`walk_blocks` takes a decoder apart and runs its layers in order; whoever replaces the
-weights of one decides what reaches the next. `factorize_blocks` puts calibrated factors
-of low rank in their place, and trains them where it is asked to; `quantize_model` puts
-the weights of few bits there that GPTQ leaves.
+A layer behind compressed layers no longer sees its original inputs. `walk_blocks` runs
+the layers of a decoder in order; a caller that replaces the weights of a layer changes
+the inputs of the next. `factorize_blocks` replaces weights by calibrated low-rank
+factors and optionally trains them; `quantize_model` replaces them by GPTQ's few-bit
+weights.
 """
 
 import copy

@@ -228,9 +228,9 @@ def decompose_layers(
 ) -> dict[str, Decomposition]:
     """Decompose each linear layer once, for factors of any ratio below 1.
 
-    Factors are kept in float32 and up to the break-even rank: beyond it nobody
-    stores them. Raises InvalidInput where `grams` or `output_factors` lack a layer,
-    and for a weight or a moment that is none, by the layer's name.
+    Factors are kept in float32 up to the break-even rank, beyond which they would be
+    larger than the matrix. Raises InvalidInput where `grams` or `output_factors` lack
+    a layer, and for an invalid weight or moment, with the layer's name.
     """
     chosen = linears(model, names)
     for what, matrices in (("grams", grams), ("output_factors", output_factors)):

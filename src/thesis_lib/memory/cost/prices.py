@@ -24,8 +24,8 @@ STATUSES = ("LOOKED-UP", "QUOTED", "ASSUMED")
 class Quantity(Interval):
     """A positive number that a cost depends on, its range, and where it comes from.
 
-    A price is in US dollars for a `unit` and has a date. QUOTED says that somebody
-    else's page named the number; ASSUMED that nobody looked: an example to override.
+    A price is in US dollars for a `unit` and has a date. QUOTED numbers
+    come from a published page; ASSUMED numbers are examples to override.
     Raises InvalidInput for a value outside its range, an amount that is not positive
     and finite, and an unknown status or, of a price, unit.
     """

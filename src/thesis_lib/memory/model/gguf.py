@@ -503,9 +503,9 @@ def _types(parameters: list[_Parameter], layers: int) -> list[dict[str, str]]:
 def write_tokenizer(file: GgufFile, folder: Path) -> None:
     """Write the tokenizer of a GGUF file, as transformers makes it, into `folder`.
 
-    But for what it does not know of byte-level ones: the cut before the merges, where
-    it takes GPT-2's, and rules that take a piece whole. Raises InvalidInput for a cut
-    that nobody knows here.
+    Two details of byte-level tokenizers differ from it: the split before the merges,
+    where it uses GPT-2's, and rules that keep a piece whole. Raises InvalidInput for an
+    unknown split.
     """
     whole_pieces = file.metadata.get("tokenizer.ggml.pre") in _WHOLE
     begins: dict[str, Any] = {"add_bos_token": True} if whole_pieces else {}

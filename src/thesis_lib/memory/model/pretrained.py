@@ -1,8 +1,8 @@
 """Read the files of a model with transformers, or raise an error.
 
-Configuration, tokenizer and generation settings are files of somebody else, and
-transformers raises whatever comes up where it cannot use them. Here, and only around
-its own calls, that becomes one sentence.
+Configuration, tokenizer and generation settings are files of unknown origin, and
+transformers raises arbitrary exceptions for damaged ones. This module, and only around
+its own calls, turns them into one sentence.
 """
 
 from collections.abc import Callable, Iterator, Sequence

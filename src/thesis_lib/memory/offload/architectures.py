@@ -93,8 +93,8 @@ def read_config(folder: Path | str) -> Any:
         theirs = getattr(config, name, ours)
         if theirs is not None and theirs != ours:
             raise InvalidInput(
-                f"{Path(folder) / 'config.json'} leaves {name} to whoever reads it: "
-                f"transformers assumes {theirs}, and {ours} was expected; say which"
+                f"{Path(folder) / 'config.json'} does not set {name}: "
+                f"transformers assumes {theirs}, this package {ours}. Set it."
             )
     vars(config).pop("quantization_config", None)  # the store says how and says more
     return config

@@ -19,7 +19,7 @@ from thesis_lib.memory.offload.footprint import Footprint, geometry_footprint
 
 RINGS = (3, 2, 1)  # staging buffers: with one, reading and computing take turns
 HOST_BUFFERS = 2  # buffers of host memory on the way from the disk to another device
-# Rates that nobody measured here: a solid-state disk on four lanes of PCIe 4, and two
+# Assumed, not measured rates: a solid-state disk on four lanes of PCIe 4, and two
 # cores that decode. A plan that rests on them says so.
 ASSUMED_DISK_BYTES_PER_S = 7e9
 ASSUMED_DECODE_BYTES_PER_S = 10e9

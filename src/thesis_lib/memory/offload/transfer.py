@@ -1,7 +1,7 @@
-"""A fixed number of buffers through which the layers of a model pass, for ever.
+"""A ring of buffers through which the layers of a model stream.
 
-The ring knows numbers and tickets, no tensors: whoever owns it says how a layer is
-fetched into a buffer, and what a buffer is.
+The ring handles numbers and tickets, not tensors: its owner defines a buffer, and how
+to fetch a layer into it.
 """
 
 import ctypes

@@ -67,9 +67,9 @@ class State(NamedTuple):
     A time that has not come yet is NaN.
 
     A look-ahead schedule reads `log`, `dispatch_s`, `queue`, `start_s`, `finish_s`,
-    `running` and of `progress` LOGGED, READY and STARTED. Whoever observes a real
-    database fills these; where `queue` is left empty (READY = STARTED), what holds its
-    locks is taken to wait for a core in log order.
+    `running` and of `progress` LOGGED, READY and STARTED. An observer of a real
+    database fills these. If `queue` is empty (READY = STARTED), transactions that hold
+    their locks are assumed to wait for a core in log order.
     """
 
     table: LockTable

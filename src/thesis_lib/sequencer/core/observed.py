@@ -1,7 +1,7 @@
-"""A database that runs for real, observed: the same `State`, filled from outside.
+"""The `State` of a running database, filled from observed events.
 
-Whoever runs the workers says what was dispatched and what has ended, and reads from the
-queue who may start. A look-ahead forecasts from it as it does from a simulated one.
+The engine reports what was dispatched and what has ended, and reads from the queue what
+may start. A look-ahead uses this state in the same way as a simulated one.
 """
 
 from thesis_lib.common.compiled import njit

@@ -112,7 +112,7 @@ class KeySets:
     def numbered(self) -> Self:
         """The same sets; with keys above MOST_KEYS, numbered in the order of the keys.
 
-        Whoever holds a lock waits for the same others whatever the key is called.
+        The names of keys do not change which transactions wait for each other.
         """
         if self.n_keys <= MOST_KEYS:
             return self

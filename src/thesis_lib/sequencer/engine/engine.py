@@ -77,14 +77,14 @@ def replay(path: Path | str, storage: Storage, workers: int) -> Recovered:
 # --- Databases and workloads -------------------------------------------------
 @contextmanager
 def cleared_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP unwind the block before they end this process as ever.
+    """Unwind the block on SIGTERM and SIGHUP before they end this process.
 
-    By themselves they end it where it stands, and a temporary server lives on. Of
-    blocks in one another the outermost sees to it; a signal that is ignored, or that
-    somebody else handles, is left to them, and so is every thread but the main one.
+    By default these signals end the process at once, and a temporary server lives on.
+    Of nested blocks, the outermost handles the signal. Signals that are ignored or have
+    another handler, and threads other than the main one, are left alone.
 
-    What unwinds is an exception, and one that is raised where C has called Python, such
-    as a compiler its cache, goes no further: it is raised again then, a moment later.
+    The signal raises an exception. If C code that called Python discards it, it is
+    raised again a moment later.
     """
     caught: list[int] = []
     reports = sys.unraisablehook

@@ -47,10 +47,10 @@ def _locks_left_s(locks, ends_s, log, finish_s):
 
 
 def freed_s(run: Run, keys: KeySets, log: I64) -> tuple[F64, F64]:
-    """When the locks and when the worker of each of `log` were left, (k,) each.
+    """Return when the locks and the worker of each of `log` became free, (k,) each.
 
-    `log` is a part of `run.log` in its order, and nobody else counts: minus infinity
-    where none of them came before.
+    `log` is a part of `run.log` in its order; other transactions do not count. A time
+    is minus infinity where none of `log` came before.
     """
     locks = keys.offsets, keys.keys, keys.exclusive
     never_s = np.full((2, keys.n_keys), -np.inf)
@@ -96,14 +96,14 @@ def overheads(run: Run, keys: KeySets, first: int) -> Overheads:
 
 
 def as_delays(quiet: Overheads, busy: Overheads, late: bool = False) -> Delays:
-    """The model in the simulator, from a run far from saturation and a busy one.
+    """Return the simulator's delays, from a run far from saturation and a busy one.
 
-    To be read, and then the lag, to be booked and handed over and until the answer is
-    out, are what a transaction pays that meets nobody. A worker is kept from the next
-    transaction by the gap, a lock by what its pass takes longer than that, and the
-    sequencer by the processor time that it spends on each. Under `late` binding the
-    next is decided on when a worker is free: then the lag is the turn, and there is no
-    gap. Nor is there a gap or a pass that nobody waited for.
+    A transaction without contention pays for reading, the lag, booking, handing over
+    and the answer. The gap keeps a worker from the next transaction. The excess of the
+    pass over the gap keeps a lock, and the processor time for each transaction keeps
+    the sequencer. With `late` binding the sequencer decides when a worker is free: the
+    lag is then the turn, and there is no gap. A gap or pass without a waiting
+    transaction is zero.
     """
     gap_s = 0.0 if late or np.isnan(busy.gap_s) else busy.gap_s
     pass_s = 0.0 if np.isnan(busy.pass_s) else busy.pass_s

@@ -49,12 +49,12 @@ except ModuleNotFoundError as error:
 # --- Servers and databases ---------------------------------------------------
 @contextmanager
 def postgres_server() -> Iterator[str]:
-    """A temporary server of this machine's own: the connection string to reach it.
+    """Start a temporary server on this machine; yield its connection string.
 
-    It listens on a socket in its folder alone, so any number of them can run; it is
-    stopped and its folder removed at the end, after an error too, and if somebody has
-    killed it. Where this process is killed, the next call does so. Raises Lost if the
-    server ends while it starts.
+    It listens only on a socket in its folder, so any number of servers can run. The
+    exit stops it and removes its folder, also after an error or if it was killed. If
+    this process is killed, the next call cleans up. Raises Lost if the server ends
+    while it starts.
     """
     try:
         with warnings.catch_warnings(action="ignore"):  # about its choice of a folder
@@ -122,7 +122,7 @@ def _end(server: Any, data: Path) -> None:
     _stop(data)
     if (data / "postmaster.pid").exists():
         # Killed: it is started again to take its shared memory with it, which
-        # the locks forbid as long as nobody has asked how its process ended.
+        # the locks forbid until its exit status has been read.
         _kill(_living_in(data))
         for lock in [data / "postmaster.pid", *data.glob(".s.PGSQL.*")]:
             lock.unlink(missing_ok=True)

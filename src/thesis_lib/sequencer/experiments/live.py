@@ -431,7 +431,7 @@ def serve(*, policy: str, **options: Any) -> dict:
         result = _result(ready, runs, serving)
         return result if estimator is None else result | {"fitted_on": 0}
 
-    # a server's processes are none of ours, and would pass for somebody else's
+    # a server's processes would count as a disturbance by other programs
     return undisturbed(measured) if serving.engine == "sqlite" else measured()
 
 

@@ -113,8 +113,8 @@ def _settle(control, terms, group, violated):
 def sort_into(order: I64, spare: I64, rank: I64, key: F64) -> None:
     """Write to `order` (b,) the positions by rank, then by key, stable.
 
-    Whoever came earlier is due earlier as a rule: blocks are sorted by insertion, and
-    merged where they overlap, with `spare` (b,) as room.
+    Earlier arrivals mostly have earlier deadlines, so blocks are sorted by insertion
+    and merged where they overlap, with `spare` (b,) as work space.
     """
     n, width = len(key), BLOCK
     for at in range(n):

@@ -135,8 +135,8 @@ def credits(
     The delay is how long the first that has not started has waited. Once in
     `interval_s` the credits grow by one where it is below `target_s`, and else shrink
     by a fiftieth of its relative excess, to a half at most; from twice `target_s` on
-    nothing is let in. Cho et al., OSDI 2020. Its clients wait for credits; here whoever
-    finds none is rejected.
+    nothing is let in. Cho et al., OSDI 2020. Its clients wait for credits; here a
+    transaction without a credit is rejected.
     """
     control, world = memory.control, memory.world
     in_flight(memory)
@@ -204,9 +204,9 @@ def controlled_share(
     It is renewed at the first arrival `cycle_s` or more after the last time, by a PID
     controller without its D. The error is what entered less what left and less the free
     places, of `most`, over what left; `gains` weigh the last error and the sum of all,
-    which never falls below zero. Uber, "PID Controller for Cinnamon", 2023. Nobody has
-    a priority, so who is rejected is drawn, and `most`, which a controller of its own
-    would tune, is a constant.
+    which never falls below zero. Uber, "PID Controller for Cinnamon", 2023.
+    Without priorities, rejected transactions are drawn at random, and `most`, which
+    Uber tunes with a second controller, is a constant.
     """
     control, flying = memory.control, float(in_flight(memory))
     if now_s - control[BEGUN] >= cycle_s:
