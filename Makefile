@@ -81,7 +81,7 @@ lint: $(READY) ## ruff, pyright, spelling, import contracts, size limits
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/sizes.py
-	$(BIN)/codespell *.md data/README.md benchmarks binder book examples notebooks scripts src
+	$(BIN)/codespell -D - -D scripts/words.txt *.md data/README.md benchmarks binder book examples notebooks scripts src
 
 proof: $(READY) ## laws that take minutes
 	$(BIN)/pytest -m proof

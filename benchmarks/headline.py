@@ -48,7 +48,7 @@ class Options:
     limits: Annotated[str, "hard limits, page cache included"] = "8GiB,4GiB"
     runtime: Annotated[str, "of a limit, for interpreter and kernels"] = "512MiB"
     reserve: Annotated[str, "of the disk, kept free"] = "10GB"
-    minutes: Annotated[float, "refuse what takes longer"] = 90
+    minutes: Annotated[float, "reject runs predicted to take longer"] = 90
     processes: Annotated[int, "of each part, in turn with those of other limits"] = 3
     steps: Annotated[int, "tokens that count, drains around them"] = 5
     drain_every: Annotated[int, "so many tokens; a divisor of --steps"] = 5

@@ -235,7 +235,7 @@ def main(out: Path, repeats: int = 8, n: int = 800) -> None:
                 database.execute(statement.encode())
             server = psutil.Process(database.info.backend_pid).parent()
             assert server is not None
-            server.cpu_affinity(CORES)  # and so does whoever connects from now on
+            server.cpu_affinity(CORES)  # and so do later connections
         logs = (Path(folder) / f"{number}.jsonl" for number in count())
         with running(dsn) as address:
             saturation_per_s(address, next(logs))  # and every page of the table is read

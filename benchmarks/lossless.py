@@ -199,7 +199,7 @@ def time_passes(model: StreamedModel) -> dict[str, list[float]]:
 
     Each behind one of its kind, as while a text is written: what came before leaves
     the ring as full as the next one will. What a pass has asked for on behalf of the
-    next one has landed before the clock of anybody else starts.
+    next one has landed before another clock starts.
     """
     token = partial(model.step, tensor([[1]]), model.new_cache(), keep=1)
 

@@ -33,7 +33,7 @@ from thesis_lib.sequencer.workload.transactions import Log
 N, WARM_UP = 4_000, 400
 CLIENTS, BATCH = 64, 8
 WORKERS = (1, 2, 4)
-QUIET = 0.2  # of the closed loop's rate: a load at which hardly anybody meets
+QUIET = 0.2  # of the closed loop's rate: a load with hardly any queue
 STEPS = 1.1 ** np.arange(-8, 9)  # rates that are tried, around the closed loop's
 
 

@@ -315,7 +315,7 @@ def turn(
     """Seconds of a drain and of some tokens, each behind one of its kind; the tokens.
 
     What came before leaves the ring as full as the next one will. What the last token
-    has asked for on behalf of the next one then lands, before the clock of anybody else
+    has asked for on behalf of the next one then lands, before another clock
     starts.
     """
     model.drain()
@@ -330,7 +330,7 @@ def time_stores(
 ) -> dict[str, Any]:
     """Seconds of tokens and of drains of each checkpoint, forwards and backwards.
 
-    By name; one that does not fit into `device_bytes` has the refusal instead.
+    By name; one that does not fit into `device_bytes` has the error message instead.
     """
     found: dict[str, Any] = {}
     positions = prompt.shape[1] + (TOKENS + 1) * (2 * rounds + 1)

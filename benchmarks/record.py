@@ -47,11 +47,11 @@ def checkout() -> Path:
 
 
 def benchmark(measure: Callable[..., None]) -> Callable[..., None]:
-    """The command of a script, in which it stands last: run where the script is run.
+    """Turn `measure` into the command of a script; call it last in the script.
 
-    `measure` is handed `out`, where its record goes. Its other parameters are those of
-    the command, positional or options as in Python, with their help in `Annotated`; the
-    fields of one that is a dataclass stand for themselves. A refusal ends the script.
+    `measure` receives `out`, the path of its record. Its other parameters become
+    arguments or options of the command, as in Python, with their help in `Annotated`;
+    a dataclass contributes its fields. An input error ends the script.
     """
     name = Path(inspect.getfile(measure)).stem
 
@@ -63,8 +63,8 @@ def benchmark(measure: Callable[..., None]) -> Callable[..., None]:
         _add_parameters(parser, measure)
         try:
             measure(**_arguments(measure, vars(parser.parse_args(words))))
-        except InvalidInput as refusal:
-            sys.exit(str(refusal))
+        except InvalidInput as error:
+            sys.exit(str(error))
 
     if measure.__module__ == "__main__":
         main()

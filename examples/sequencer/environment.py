@@ -115,7 +115,7 @@ class SequencerEnv(gymnasium.Env):
         require_count("window", window)
         self.episode, self.window = episode, window
         self.system = SystemConfig(cores=cores, slo_s=slo_s, **options)
-        # Its rule is never asked: whoever steps decides.
+        # Its rule is never called: the agent decides.
         self.policy = policy(
             scored(lambda seen: seen[:, 0], window),
             slo_s=slo_s, cores=cores, params=LateBound(flight),

@@ -11,7 +11,7 @@ def shortest_first(batch, forecast, now_s):
 
 
 def adaptive_lifo(batch, forecast, now_s):
-    """The newest first while somebody waits long (Maurer, ACM Queue 2015)."""
+    """The newest first while the oldest waits long (Maurer, ACM Queue 2015)."""
     order = np.arange(len(batch))  # a batch is in order of arrival
     waited = (now_s - batch.arrival_s) / (batch.deadline_s - batch.arrival_s)
     if waited.max(initial=0) > 0.25:

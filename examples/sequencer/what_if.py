@@ -26,18 +26,17 @@ END, FAIL, LEAVE, ARRIVE = range(4)  # what happens, in this order at one time
 def what_if(
     path: Path | str, policy: str | OwnRule, estimator: ServiceEstimator | None = None
 ) -> Counts:
-    """What would have become of the requests of a log under another `policy`.
+    """Count what another `policy` would have done with the requests of a log.
 
-    It is told the arrivals of the log, and the ends as its own starts and the service
-    times of the log make them. Whoever left before it was served leaves when it did;
-    if it starts before, it takes the mean of its kind. Whoever failed fails after as
-    long, and whoever left while it ran leaves likewise. Who had not ended when the log
-    ends is left out. Estimates are learned anew, by `estimator` if it is given. Service
-    times stay as they were, so the log is best of the same number of workers, and as
-    full. Raises InvalidInput for a file that is no log or does not replay, for one in
-    which somebody was refused, of whom nobody knows what it would have taken, for a
-    policy that fails, and for one without a timer for its batches where the sequencer
-    of the log had no `flush_s`.
+    The policy sees the arrivals of the log; ends follow from its own starts and the
+    service times of the log. A request that left before service leaves at the same
+    time; if it starts earlier, it takes the mean of its kind. Failures, and clients
+    that left during service, repeat after the same service time. Requests that had not
+    ended are left out. Estimates are learned again, by `estimator` if it is given.
+    Service times stay, so record the log with the same number of workers and the same
+    load. Raises InvalidInput for a file that is no log or does not replay, for a log
+    with rejected requests, whose service times are unknown, for a policy that fails,
+    and for one that needs a batch timer if the log has no `flush_s`.
     """
     past, settings = _past(Path(path))
     options = {key: settings[key] for key in settings.keys() - {"policy", "own"}}

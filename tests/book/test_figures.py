@@ -315,7 +315,7 @@ def test_the_queues_drawn_are_those_of_the_log(policy):
     listed = {state: at["i"].tolist() for state, at in told.groupby("state")}
     assert listed["asks"] == [*range(len(rows))]
     assert listed["in the log"] == log
-    assert listed.get("refused", []) == np.flatnonzero(history.dropped).tolist()
+    assert listed.get("rejected", []) == np.flatnonzero(history.dropped).tolist()
     queues = [[i for i in log if row in rows[i]] for row in "abc"]
     heads = {queue[0] for queue in queues}
     waiting = {i for queue in queues for i in queue[1:]}
@@ -518,7 +518,7 @@ def test_what_is_refused_has_no_latency_and_what_does_not_fit_is_grey():
         rows = np.flatnonzero(~history.dropped)
         assert line.get_ydata().round().astype(int).tolist() == rows.tolist()
     refused = [(t.get_text().strip(), round(t.get_position()[1])) for t in left.texts]
-    assert refused == [("refused", i) for i in np.flatnonzero(runs[1].dropped)]
+    assert refused == [("rejected", i) for i in np.flatnonzero(runs[1].dropped)]
     assert left.lines[-1].get_xdata()[0] == pytest.approx(1e3 * batch.slo_s)
     fits, does_not, limit = right.lines
     assert (fits.get_xydata().tolist(), fits.get_color()) == ([[7, 1]], figures.GREEN)

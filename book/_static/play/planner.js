@@ -1,5 +1,5 @@
 // Where the layers of a model go, what a step takes and how long: thesis_lib's plan for
-// a step of one token, and its refusals.
+// a step of one token, and its error messages.
 
 // A geometry of one's own, in 16 bits and in the shape of LLaMA.
 Play.ownGeometry = (known, { layers, hidden, intermediate, heads, kv_heads, vocab }) => {

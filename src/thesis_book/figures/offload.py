@@ -176,7 +176,7 @@ def time_against_memory(
     for name, seconds in step_s.items():
         gibibytes = np.divide(device_bytes, GiB)
         panel.plot(gibibytes, seconds, drawstyle="steps-post", label=name)
-    panel.axvspan(0, least_bytes / GiB, color=style.GRAY, alpha=0.25, label="refused")
+    panel.axvspan(0, least_bytes / GiB, color=style.GRAY, alpha=0.25, label="rejected")
     panel.axvline(model_bytes / GiB, color=style.INK, linestyle=":", label="weights")
     panel.set(xlabel="device memory (GiB)", ylabel="predicted time per token (s)")
     panel.set_xlim(0, max(device_bytes) / GiB)

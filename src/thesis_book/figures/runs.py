@@ -136,7 +136,7 @@ _BLUE = {"edgecolor": style.BLUE}
 _LOOKS = {  # of a transaction and of its number, by its state
     **dict.fromkeys(("holds", "runs"), (_BLUE | {"facecolor": style.BLUE}, "white")),
     "waits": (_BLUE, style.BLUE),
-    "refused": ({"edgecolor": style.GRAY, "linestyle": ":"}, style.GRAY),
+    "rejected": ({"edgecolor": style.GRAY, "linestyle": ":"}, style.GRAY),
 }
 _ADDED = {"edgecolor": style.VERMILION, "linewidth": 1.2}
 
@@ -182,7 +182,7 @@ def deterministic_database(history: History, bookings: pd.DataFrame) -> Drawing:
     say(4.9, end, "=")
     same = {"log": queues_y[0], "queues": queues_y[-1], "timing": work, "state": end}
     _replica(panel, n, same)
-    states = ["in the log"] * len(log) + ["refused"] * len(refused)
+    states = ["in the log"] * len(log) + ["rejected"] * len(refused)
     frames = {
         "log": pd.DataFrame({"transaction": [*log, *refused], "state": states}),
         "lock queues": bookings[["transaction", "row", "holds"]],
@@ -205,9 +205,9 @@ def _sequencing(panel: Axes, log: list[int], refused: list[int]) -> None:
         way = (i, 0.25), (i, 1.93), (column, 2.7), (column, 3.2)
         style.arrow(panel, *((x + 0.5, y) for x, y in way), color=color)
         _cell(panel, i, 0, i, "asks")
-        _cell(panel, column, 3.45, i, "refused" if i in refused else "in the log")
+        _cell(panel, column, 3.45, i, "rejected" if i in refused else "in the log")
     if refused:
-        style.say(panel, n - len(refused) / 2, 3.93, "refused", color=style.GRAY)
+        style.say(panel, n - len(refused) / 2, 3.93, "rejected", color=style.GRAY)
     asks = {0.87: "how long will each take?", 1.6: "who goes first, who is rejected?"}
     for y, question in asks.items():
         words = f"the thesis: {question}"

@@ -1,4 +1,4 @@
-"""Refusals: one exception for bad input, the checks that raise it, and one for losses.
+"""Errors: one exception for bad input, the checks that raise it, and one for losses.
 
 A message says what was wrong, what was expected and what to do. Nothing here
 repairs an input.

@@ -325,7 +325,7 @@ def test_strict_ends_with_status_1_after_printing_what_differs(folder):
 @pytest.mark.parametrize(
     ("profile", "options", "message"),
     [
-        ("full", ["--strict"], "found no claim that could be held"),
+        ("full", ["--strict"], "could not compare any claim"),
         ("smoke", ["--html", "none/page.html"], "cannot be written"),
     ],
 )

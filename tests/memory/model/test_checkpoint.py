@@ -132,5 +132,5 @@ def test_a_file_system_without_hard_links_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("thesis_lib.memory.model.checkpoint.os.link", refuse)
     with new_checkpoint(tmp_path / "model", 0) as new:
         new.write(0, LAYER, contents(draw(LAYER).values()))
-        with pytest.raises(InvalidInput, match="refuses hard links"):
+        with pytest.raises(InvalidInput, match="rejects hard links"):
             new.link(1, 0)

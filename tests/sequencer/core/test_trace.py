@@ -55,7 +55,7 @@ def test_written_trace_reads_back_bit_for_bit(change, tmp_path):
 
 def test_missing_or_other_file_is_rejected_by_name(tmp_path):
     with pytest.raises(
-        InvalidInput, match=r"none\.parquet is refused: it does not exist"
+        InvalidInput, match=r"none\.parquet is rejected: it does not exist"
     ):
         Trace.read(tmp_path / "none.parquet")
     other = tmp_path / "other.parquet"
@@ -449,7 +449,7 @@ def test_a_table_of_text_is_refused_by_row_and_column(tmp_path, before, after, s
     path = tmp_path / "orders.csv"
     assert before in CSV
     path.write_text(CSV.replace(before, after, 1))
-    with pytest.raises(InvalidInput, match=rf"orders\.csv is refused: .*{says}"):
+    with pytest.raises(InvalidInput, match=rf"orders\.csv is rejected: .*{says}"):
         Trace.read(path)
 
 

@@ -2,7 +2,7 @@
 
 A worker is forked with the transactions in its memory, so afterwards only numbers
 travel. All workers read one pipe, first come, first served, which makes the kernel
-the run queue: a worker takes its next transaction without asking anybody. Records are
+the run queue: a worker takes its next transaction without its parent. Records are
 shorter than PIPE_BUF, so one pipe carries those of all workers whole.
 """
 

@@ -138,7 +138,7 @@ def middleware_rates(engines: Mapping[str, Mapping[str, Mapping]]) -> pd.DataFra
 CLIENTS, BATCH = 64, 8  # of the closed loop that measures saturation
 WARM_UP = 200  # transactions that warm the workers before a clock starts
 LEAST = 50  # transactions of a round
-QUIET = 0.2  # load at which hardly anybody meets
+QUIET = 0.2  # load with hardly any queue
 
 
 @dataclass(frozen=True, slots=True)
