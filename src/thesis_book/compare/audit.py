@@ -1,4 +1,4 @@
-"""What each claim rests on, and whether that is enough.
+"""Audit the evidence of each claim, and whether it is enough.
 
 A reader of a number asks how many observations it rests on, which interval they give,
 and what keeps it from being better. Each question has a floor; a claim that misses one

@@ -116,7 +116,7 @@ def as_change(reduction: Quantity) -> tuple[Quantity, str]:
 
 
 def published_amount(claim: Any) -> str:
-    """What the thesis published of a claim or row, in its own unit; or a dash."""
+    """Return the thesis' published value of a claim or row, in its unit; or a dash."""
     if claim.published is None:
         return _NONE
     unit = claim.published.get("unit", claim.unit)
@@ -276,7 +276,7 @@ _HARDWARE: dict[str, tuple[str, Callable[[Any], str]]] = {  # of a record's `mac
 
 
 def _column(machine: Mapping[str, Any]) -> dict[str, str]:
-    """What a run was made on and with, by row of the table."""
+    """Return the environment of a run, by row of the table."""
     column = {}
     for label, (name, show) in _HARDWARE.items():
         values: list[Any] = [one.get(name) for one in machine["machines"]]
@@ -302,7 +302,7 @@ def _column(machine: Mapping[str, Any]) -> dict[str, str]:
 
 
 def machines_section(machines: Iterable[Mapping[str, Any]]) -> Section:
-    """What runs were made on and with, a column for each."""
+    """Return the environments of runs, a column for each."""
     table = pd.DataFrame({machine["run"]: _column(machine) for machine in machines})
     rows = [row for row in table.itertuples() if {*row[1:]} != {_NONE}]
     head = ["", *table.columns]
@@ -462,7 +462,7 @@ def doubts_section(doubted: Mapping[str, Mapping[str, str]]) -> Section:
 
 
 def durations_lines(records: Sequence[Record]) -> list[str]:
-    """What a run takes, by profile, as the committed reference run took it."""
+    """Return the duration of a run by profile, from the committed reference run."""
     if not records:
         return ["No reference run is committed yet, so there is no time to go by.", ""]
     runs = [

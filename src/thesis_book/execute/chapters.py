@@ -144,7 +144,7 @@ def parameters(chapter: Chapter) -> dict[str, Parameter]:
 
 
 def profile_values(profile: str) -> dict[str, dict[str, Any]]:
-    """What a profile sets, by chapter name; empty for smoke, the notebooks' own.
+    """Return a profile's parameters by chapter name; empty for smoke.
 
     Raises InvalidInput for an unknown profile or chapter, and for unreadable YAML.
     """

@@ -38,7 +38,7 @@ REFERENCE = "reference"  # the committed run: its folder of records, and its nam
 
 @dataclass(frozen=True, slots=True)
 class Basis:
-    """What several claims rest on, and what keeps their numbers from being better."""
+    """Evidence shared by several claims, and what limits their numbers."""
 
     of: str  # what is counted: what does not depend on another one of them
     limiter: Limiter
@@ -84,7 +84,7 @@ class Claim:
 
     @property
     def title(self) -> str:
-        """What it says, with its unit."""
+        """Return its description with its unit."""
         return f"{self.says} ({self.unit})" if self.unit else self.says
 
     def __post_init__(self) -> None:
@@ -185,7 +185,7 @@ def reference_records(folder: Path) -> list[Record]:
 
 
 class Verdict(NamedTuple):
-    """What became of a claim: one word, how good that is, and one phrase."""
+    """The verdict on a claim: one word, how good it is, and one phrase."""
 
     word: str
     state: Literal["good", "bad", "open"]  # open: it was held against nothing
@@ -380,7 +380,7 @@ def _number(text: str) -> Number:
 
 
 def claim_hash(chapter: int, profile: Any) -> list:
-    """What of the file a chapter's result depends on; empty where there is no file."""
+    """Return the part of the file that a chapter depends on; empty without a file."""
     if not (data_folder() / FILE).is_file():
         return []
     return [

@@ -1,4 +1,4 @@
-"""What the parameters of a chapter may be: declared in it, checked before it runs.
+"""Parameters of a chapter: declared in it, checked before it runs.
 
 A chapter declares its parameters in the cell tagged `parameters`: name, type, smoke
 value and a comment. The cell tagged `limits` behind it says of each what is allowed, a
@@ -67,7 +67,7 @@ _Strict.add_constructor("tag:yaml.org,2002:float", _Strict.construct_number)
 
 
 def read_yaml(text: str) -> Any:
-    """What people wrote as values of parameters.
+    """Parse the values of parameters that a user wrote.
 
     Raises yaml.YAMLError for a name that is given twice and for a number that is not
     written in plain digits, besides what is no YAML.
@@ -119,7 +119,7 @@ def is_function(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a value may be; `text` says it."""
+    """The range of a value; `text` describes it."""
 
     text: str = "any value"
     low: Bound = -math.inf

@@ -73,7 +73,7 @@ def torch_build() -> str:
 
 
 def identity() -> dict[str, Any]:
-    """What a result belongs to: processor, cores, memory (bytes), system, GPUs, torch.
+    """Return the machine: processor, cores, memory (bytes), system, GPUs, torch.
 
     Equal from one call to the next on the same machine and environment.
     """

@@ -103,7 +103,7 @@ def published() -> dict[str, Number]:
 
 
 def _outputs(notebook: "NotebookNode") -> Iterator[tuple[dict, Any]]:
-    """What an executed notebook glued: what is noted of it, and its value."""
+    """A glued output of an executed notebook: metadata and value."""
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     for output in outputs:
         noted = output.get("metadata", {}).get("scrapbook", {})
@@ -158,7 +158,7 @@ def _adapter(kind: Any) -> "TypeAdapter":
 
 
 def read_as(kind: type[T], content: Any, wrong: str, remedy: str) -> T:
-    """What a file of YAML or JSON holds, as a `kind`: each field of its declared type.
+    """Parse a file of YAML or JSON as a `kind`: each field of its declared type.
 
     Raises InvalidInput: what is `wrong`, each field that is missing, unknown or of
     another type, with what was expected of it, and the `remedy`.

@@ -131,7 +131,7 @@ def read_grid(path: Path, chapter: Chapter) -> Grid:
 
 
 class Outcome(NamedTuple):
-    """What a worker returns for a point."""
+    """The result of a worker for a point."""
 
     notebook: bytes = b""  # empty if no cell was executed
     record: str | None = None  # JSON; None for a failed point

@@ -159,7 +159,7 @@ def _cache_row(panel: Axes, left: float, cell: float, tokens: int) -> None:
 def _frames(
     panel: Axes, spec: ModelSpec, wide: float, middle: float, size: float
 ) -> None:
-    """What is drawn dashed: embedding, the layer around its parts, and the head."""
+    """Draw the dashed parts: embedding, the layer around its parts, and the head."""
     dashed = {"edgecolor": style.GRAY, "linestyle": "--"}
     words = f"token → its row, of {spec.vocab:,}"
     style.box(panel, (middle, 0), (size, 0.5), words, **dashed)
@@ -176,7 +176,7 @@ def _frames(
 
 
 def decoder_layer(spec: ModelSpec, tokens: int) -> Drawing:
-    """What the state of a token meets in a decoder layer, from embedding to logits.
+    """Draw the path of a token through a decoder layer, from embedding to logits.
 
     The areas of the matrices of a layer are their bytes, by their width in kB. The
     cache is that of `tokens`, of which the last is new.

@@ -204,7 +204,7 @@ def coverage(
 def hidden_patterns(
     importance: pd.DataFrame, dependence_s: Mapping[str, pd.Series]
 ) -> Drawing:
-    """What shuffling a feature costs, by type; and estimates against one feature.
+    """Plot the cost of shuffling a feature, by type; and estimates against one.
 
     `importance` has a row a type and a column a feature, in percent; the nine features
     that matter most anywhere are shown. `dependence_s` are mean estimates in seconds by
@@ -250,7 +250,7 @@ def agreements(
     type_slo_s: F64,
     worthless_s: float,
 ) -> Drawing:
-    """What an answer costs against its latency, under four kinds of agreement.
+    """Plot the value of an answer against its latency, for four kinds of agreement.
 
     `latency_s` (n,) are answers whose tails the panel of classes shows; `type_slo_s`
     (k,) belong to the types of the trace.

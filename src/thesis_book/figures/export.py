@@ -1,4 +1,4 @@
-"""What a notebook keeps of a figure: a vector, a sharp raster, and its data."""
+"""Files of a figure: a vector, a sharp raster, and its data."""
 
 import base64
 from collections.abc import Mapping

@@ -133,7 +133,7 @@ def memory_against_time(runs: pd.DataFrame, limit_bytes: float) -> Drawing:
 
 
 def memory_over_time(runs: Mapping[str, F64], limit_bytes: float) -> Drawing:
-    """What the kernel counts of each system's process from its start, and its limit.
+    """Plot the kernel's count of each system's memory from its start, and its limit.
 
     `runs` are samples (n, 3) by system: seconds, bytes held with the page cache, and
     bytes held without it, which are dotted.
@@ -250,7 +250,7 @@ def _in_lanes(spans: Iterable[Any]) -> list[tuple[int, Any]]:
 
 
 def token_timeline(spans: Sequence[Any]) -> Drawing:
-    """What happened when during one step, a row for each kind of span.
+    """Plot the timeline of one step, a row for each kind of span.
 
     `spans` have `kind` (read, copy, compute or wait), `layer`, `start_s` and `end_s`;
     time is counted from the first of them. Reads that overlap lie above each other.

@@ -275,7 +275,7 @@ DEFECTS = {
 
 
 def ablation(tables: Mapping[str, pd.DataFrame]) -> Drawing:
-    """What each defect of a policy changes, from `grid.ablation`: a panel a table.
+    """Plot the effect of each defect, from `grid.ablation`: a panel a table.
 
     In points of the strict count, with 95 % intervals: each defect corrected alone in
     the policy as described, and put back alone into the policy without any.
@@ -306,7 +306,7 @@ def ablation(tables: Mapping[str, pd.DataFrame]) -> Drawing:
 
 
 def goals(table: pd.DataFrame) -> Drawing:
-    """What is left of FIFO's violations beside the goal, from `goals.against_goals`.
+    """Plot the remaining share of FIFO's violations and the goal.
 
     A panel a row of the goals; a bar through each goal says what was to be reached.
     """
@@ -366,7 +366,7 @@ def ingredients(table: pd.DataFrame) -> Drawing:
 
 
 def price_of_fairness(table: pd.DataFrame, kinds: Sequence[str]) -> Drawing:
-    """What a bound on the gap costs, from `goals.price_of_fairness`.
+    """Plot the cost of a bound on the gap, from `goals.price_of_fairness`.
 
     Left: violations of each of `kinds` and of all; right: goodput with its interval.
     """

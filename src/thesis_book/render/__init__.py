@@ -1,1 +1,1 @@
-"""What a reader takes away of a rendered book: the PDF and notebooks."""
+"""Render the book, its PDF and its notebooks."""

@@ -76,7 +76,7 @@ DOWNLOADS = "downloads"  # the chapters as readers take them away
 
 
 def _published(results: list[tuple[Path, Record]], compared: Comparison) -> Published:
-    """What the chapters published, with what is in doubt, and the cards of claims."""
+    """Published values of the chapters, with doubts, and the cards of claims."""
     run = Run(compared.labels[0], tuple(record for _, record in results))
     doubted = doubts(compared, run)
     by_chapter = {record.chapter: record for _, record in results}
@@ -115,7 +115,7 @@ def _results(executed: Path) -> list[tuple[Path, Record]]:
 
 
 def _provenance(records: list[Record]) -> list[str]:
-    """What the chapters ran on and with, as MyST Markdown."""
+    """Return the environment of the chapters, as MyST Markdown."""
     machine = machines_section([describe_machine(Run("this run", tuple(records)))])
     table = [
         [
@@ -157,7 +157,7 @@ def _packages(source: Path) -> list[str]:
 
 
 def _parameter_lines(chapter: Chapter, record: Record) -> list[str]:
-    """What a chapter's parameters are, may be and were, as MyST Markdown."""
+    """Return a chapter's parameters with ranges and values, as MyST Markdown."""
     rows = [
         [
             f"`{name}`",
@@ -198,7 +198,7 @@ def _large_cell(label: str, value: Any) -> str:
 
 
 def _large_runs() -> list[str]:
-    """What `benchmarks/grids.py` recorded of the large runs, as MyST Markdown."""
+    """Return the record of the large runs (`benchmarks/grids.py`) as Markdown."""
     record = read_record("grids")
     if record is None:
         return ["The large grids and the profile `full` have not been recorded yet."]

@@ -1,4 +1,4 @@
-"""What Sphinx reads of an executed chapter: its pages, numbers, tables and figures."""
+"""Stage an executed chapter for Sphinx: pages, numbers, tables and figures."""
 
 import base64
 import re
@@ -35,7 +35,7 @@ ABSENT = "– *(not computed with these parameters)*"
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What the chapters of a run published, and what of it should not be believed."""
+    """Published values of the chapters of a run, with the unreliable ones."""
 
     records: Mapping[str, Record]  # by chapter
     doubted: Mapping[str, Mapping[str, str]]  # by chapter and name, with the reason

@@ -1,1 +1,1 @@
-"""What chapters show and no engineer asks for: tables and words from measurements."""
+"""Tables and words of the chapters, from measurements."""

@@ -75,7 +75,7 @@ def readable(table: pd.DataFrame, ratio: float) -> pd.DataFrame:
 
 
 def numbers(table: pd.DataFrame, ratio: float) -> dict[str, float]:
-    """What prose says of the steps at one ratio, and of plain truncation at any.
+    """Return the words that prose cites of the steps and of plain truncation.
 
     `dense` and a name of `STEPS` are perplexities on the first text; `left_…` and
     `other_left_…` the percentage left of the loss of plain whitening on the first text

@@ -123,7 +123,7 @@ def peers(record: dict[str, Any]) -> pd.DataFrame:
 
 
 def beside(table: pd.DataFrame, over: str = "times_slower") -> pd.DataFrame:
-    """What a token takes each of the `peers`, as printed; *times as long* is `over`."""
+    """Return the time of a token of each of the `peers`, as printed."""
     columns = {
         "peak (GiB)": table.peak_bytes / GiB,
         "s a token": table.s_per_token,
@@ -141,7 +141,7 @@ def beside(table: pd.DataFrame, over: str = "times_slower") -> pd.DataFrame:
 
 
 def use(record: dict[str, Any]) -> dict[str, NDArray]:
-    """Of the first run of each system: seconds, bytes held, and those without cache.
+    """Return seconds and bytes of the first run of each system.
 
     Arrays (n, 3), by the name that readers see.
     """
@@ -217,7 +217,7 @@ def headline_numbers(record: dict[str, Any], weights: str) -> dict[str, Any]:
 
 
 def headline_noise(record: dict[str, Any]) -> dict[str, float]:
-    """What the processes of all parts differ by, in per cent.
+    """Return the difference between the processes of all parts, in per cent.
 
     By how much the tokens of one took longer and shorter than was predicted before it,
     at most, and by how much the drains around them differ.
@@ -422,7 +422,7 @@ def lossless_codecs(record: dict[str, Any]) -> pd.DataFrame:
 
 
 def lossless(record: dict[str, Any]) -> dict[str, float | str]:
-    """What streaming in code gained over streaming the same weights.
+    """Return the gain of streaming in code over streaming the same weights.
 
     `drain_times` and `token_times` are ratios of medians over turns, with intervals;
     `busy_s` is decoding and computing of a token alone, `reads_s` its reads.
@@ -440,7 +440,7 @@ def lossless(record: dict[str, Any]) -> dict[str, float | str]:
 
 
 def blocks(record: dict[str, Any]) -> dict[str, float | str]:
-    """What streaming blocks of a GGUF file gained over streaming them in bfloat16.
+    """Return the gain of streaming blocks of a GGUF file over bfloat16.
 
     By the first word of the model, as `lossless` says it; `…_compute_times` is how
     much longer a token computes that restores its matrices, `…_resident` how many

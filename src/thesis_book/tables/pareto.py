@@ -150,7 +150,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def numbers(record: dict[str, Any]) -> dict[str, Any]:
-    """What prose says of the sweep: flat, and lists of names as text.
+    """Return the words that prose cites of the sweep: flat, and lists as text.
 
     `front_…` and `time_front_…` name the ways of each text's front, from low cost to
     high, and `…_ways` counts them; of low rank and of corrections how many there are

@@ -62,7 +62,7 @@ def read_field(folder: Path | None = None, name: str = PART_ONE) -> Field:
 
 
 def evidence(field: Field, system: str) -> pd.DataFrame:
-    """What stands behind the cells of one system: symbol, evidence, where it was read.
+    """Return the evidence of one system's cells: symbol, evidence, source.
 
     Raises InvalidInput for a system that is not in the table.
     """

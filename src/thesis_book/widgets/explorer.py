@@ -1,4 +1,4 @@
-"""What the explorer of objectives knows: the grid that `benchmarks/explorer.py` made.
+"""Data of the SLO explorer: the grid of `benchmarks/explorer.py`.
 
 Nothing is calculated in the page but a difference: it looks up the point that its
 sliders stand at, and says how far a straight line between points would be off.

@@ -1,4 +1,4 @@
-"""What the memory planner knows: geometries, what a rehearsal found of them, rates.
+"""Data of the memory planner: geometries, rehearsed peaks, rates.
 
 The script adds up and divides as `memory.offload.plan` does, for a step of one token.
 What a format takes comes from the package's rehearsal on the machine that builds the
@@ -27,7 +27,7 @@ from thesis_lib.memory.offload.plan import (
 
 
 def _stored(spec: ModelSpec, kind: str) -> dict[str, Any]:
-    """What a format takes of a geometry: constant but for scratch, by sequences."""
+    """Return the size of a geometry in a format, with work space by sequences."""
     one, two = (geometry_footprint(spec, Shape(batch, 512), kind) for batch in (1, 2))
     per_sequence = two.scratch_bytes - one.scratch_bytes
     return {

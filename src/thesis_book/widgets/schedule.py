@@ -1,4 +1,4 @@
-"""What the schedule player shows: the worked batch of chapter 3 under every policy.
+"""Data of the schedule player: the batch of chapter 3 under every policy.
 
 A policy's decisions are embedded, and the script replays them. An order that a reader
 makes is replayed by `by_hand`, which the script repeats.

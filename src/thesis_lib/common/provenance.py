@@ -36,7 +36,7 @@ def seconds_of(work: Callable[[], object]) -> float:
 
 
 def cpu_line(*names: str) -> str:
-    """What Linux says of its first processor under one of these names; '' elsewhere."""
+    """Return Linux' entry for the first processor under one of these names, or ''."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith(names):
@@ -50,7 +50,7 @@ def cpu_model() -> str:
 
 
 class Usage(NamedTuple):
-    """What this process with its children, and all others, have used since a start."""
+    """Processor time of this process with its children, and of all others."""
 
     wall_s: float
     own_s: float  # processor, children included
@@ -100,7 +100,7 @@ class Usage(NamedTuple):
 
     @property
     def disturbance(self) -> str:
-        """What others did to a measurement between two readings; "" for nothing."""
+        """Describe the disturbance between two readings; "" for none."""
         causes = []
         taken = self.others_s / self.wall_s
         scarce = self.idle_s < _IDLE_CORES * self.wall_s
@@ -120,7 +120,7 @@ _watching = False
 
 
 def undisturbed(measure: Callable[[], T], tries: int = 3) -> T:
-    """What `measure` returns, repeated while others disturb it, `tries` times at most.
+    """Repeat `measure` while others disturb it, `tries` times at most.
 
     The least disturbed one counts, and where that was disturbed too `disturbances`
     says so. A measurement is not begun again after half a minute. Within another one
@@ -162,7 +162,7 @@ def measurement(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def disturbances() -> tuple[str, ...]:
-    """What disturbed the measurements of this process since it last asked and measured.
+    """Return and clear the disturbances of this process's measurements.
 
     They stay until the next measurement begins, so that all that is published of one
     hears the same.

@@ -144,7 +144,7 @@ class SequencerMiddleware:
 
 
 class _Client:
-    """What a client sends, and whether it is still there."""
+    """Read request bodies and detect client disconnects."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
@@ -181,5 +181,5 @@ class _Client:
             self._next.cancel()
 
     def _coming(self) -> asyncio.Future[Message]:
-        """What was asked for and has not come: taken up again, never cancelled."""
+        """Return the pending receive call, which is resumed and never cancelled."""
         return self._next or asyncio.ensure_future(self._receive())

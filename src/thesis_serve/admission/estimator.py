@@ -20,7 +20,7 @@ _KINDS = 256  # of requests that are distinguished: the most recent
 
 
 class ServiceEstimator(Protocol):
-    """What a sequencer learns from; one with `features` says how many it takes."""
+    """An estimator that a sequencer trains; `features` is its number of inputs."""
 
     def predict(self, kind: str, features: Sequence[float]) -> float:
         """Seconds that a request of this kind will take on a worker."""

@@ -146,7 +146,7 @@ def retell(
 
 
 def _cause(error: Exception) -> str:
-    """What is wrong with a line, in words of this package alone."""
+    """Return the error of a line in this package's own words."""
     if isinstance(error, InvalidInput):
         return str(error)
     if isinstance(error, KeyError):

@@ -66,7 +66,7 @@ class Decided:
 
 @dataclass(slots=True)
 class Counts:
-    """What has become of all requests so far."""
+    """Counts of accepted, rejected and failed requests."""
 
     arrived: int = 0
     started: int = 0
@@ -401,7 +401,7 @@ class LiveSequencer:
         return float(left_s.sum() / self.workers)
 
     def settings(self) -> dict[str, Any]:
-        """What a replay needs to begin as this one did."""
+        """Return the configuration that a replay needs."""
         return {
             "policy": self.policy.name, "own": self.own, "workers": self.workers,
             "slo_s": self.slo_s, "most_waiting": self.most_waiting,

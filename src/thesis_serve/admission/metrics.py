@@ -1,4 +1,4 @@
-"""What has become of requests, for Prometheus (`pip install prometheus-client`)."""
+"""Export counts of requests to Prometheus (`pip install prometheus-client`)."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -24,7 +24,7 @@ class SequencerMetrics:
         self.sequencer = sequencer
 
     def collect(self) -> Iterator[Any]:
-        """What a registry asks for whenever it is read."""
+        """Yield the metrics; a registry calls it on every scrape."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
         totals = self.sequencer.totals()

@@ -81,7 +81,7 @@ class _Format(_Strict):
 
 
 class _Asked(_Strict):
-    """What both kinds of request may say, the last of it without effect here."""
+    """Fields of both kinds of request; the last ones have no effect here."""
 
     model: str
     max_tokens: int | None = Field(None, ge=1, lt=2**31)
@@ -187,7 +187,7 @@ class _Failed(Exception):
 
 
 def _failure(error: Exception) -> _Failed:
-    """What is answered to a request that raised `error`."""
+    """Return the response to a request that raised `error`."""
     if isinstance(error, _Failed):
         return error
     if isinstance(error, Refused):
@@ -325,7 +325,7 @@ class _Endpoint:
 
 
 class _Api:
-    """What endpoints share."""
+    """State shared by the endpoints."""
 
     def __init__(self, service: ModelService, key: str | None) -> None:
         self.service, self._key = service, key

@@ -76,7 +76,7 @@ def read_rows(folder: Path | None = None) -> pd.DataFrame:
 
 
 def predict(row: Any, card: Card) -> dict[str, Any]:
-    """What a row of `read_rows` takes on `card` by specification.
+    """Predict the time of a row of `read_rows` on `card` from its specification.
 
     Weights cross the link in packets of the standard's size, or come from the disk
     where the source says so, while other layers compute if the system fetches ahead.
@@ -139,7 +139,7 @@ def predictions(folder: Path | None = None) -> pd.DataFrame:
 
 
 def readable(table: Any) -> pd.DataFrame:
-    """Of `predictions`, what a reader is shown."""
+    """Return the columns of `predictions` that a reader sees."""
     shown = [
         "system", "model", "device", "bits", "batch", "copy", "unit", "figure",
         "predicted", "bound", "ratio",
@@ -148,7 +148,7 @@ def readable(table: Any) -> pd.DataFrame:
 
 
 def counts(table: Any) -> dict[str, float]:
-    """Of `predictions`, how many rows there are and meet the goal, by kind.
+    """Count the rows of `predictions`, and those that meet the goal, by kind.
 
     `steps` are figures of one decoding step at batch one, `pinned` those of them whose
     host memory is pinned; their median ratio beside that of all others.

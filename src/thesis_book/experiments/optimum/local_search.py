@@ -224,7 +224,7 @@ def _position(log, logged, start_s, at_s):
 
 @njit(cache=True)
 def _freed(jobs, start_s, from_s, until_s, reach_s):
-    """Who starts in a window or could, among the violated; ids rise."""
+    """Return the violated that start in a window or could; ids rise."""
     first = np.searchsorted(jobs.arrival_s, from_s - reach_s)
     last = np.searchsorted(jobs.arrival_s, until_s)
     ids = np.empty(last - first, np.int64)

@@ -179,7 +179,7 @@ def by_unit(trace: Trace, predicted_s: Mapping[str, F64]) -> pd.DataFrame:
 
 
 def rows_by_type(trace: Trace) -> Iterator[tuple[str, Bool]]:
-    """What stands in a table: `all`, then each type that the trace has; (n,) rows."""
+    """Return the rows of a table: `all`, then each type of the trace; (n,) masks."""
     yield "all", np.ones(len(trace), bool)
     for k, name in enumerate(trace.kinds):
         if (trace.kind == k).any():
@@ -255,7 +255,7 @@ def importance(
 def dependence(
     estimator: LatencyEstimator, trace: Trace, kind: str, feature: str
 ) -> pd.Series:
-    """What it would estimate for a type if all had the same value of one feature.
+    """Return the mean estimate of a type if all had the same value of one feature.
 
     Seconds, the mean over the transactions of the type, by each value that they have.
     Friedman, Annals of Statistics 29(5), 2001.

@@ -77,7 +77,7 @@ def run_goals(
 
 
 def against_goals(runs: pd.DataFrame) -> pd.DataFrame:
-    """What was reached, by row and load, from `run_goals`.
+    """Return the results of `run_goals`, by row and load.
 
     In percent: mean violations of FIFO, bid-price and the bound; the reduction with its
     interval (`low`, `high`), its goal, and whether the low end reaches it; and in
@@ -169,7 +169,7 @@ def constants(
 
 
 def censored(config: SimulationConfig, load: float, *, seeds: int) -> pd.DataFrame:
-    """What `bid-price` admits and what it rejects, in truth, on design seeds.
+    """Describe what `bid-price` admits and rejects, in truth, on design seeds.
 
     The calibration sees the admitted alone. Its line, of the logarithm of the time on
     that of the estimate, is fitted here to all of these, and the residuals of both rows
@@ -295,7 +295,7 @@ LEARNED, CONSTANT = "boosted", "constant"
 def learning(
     config: SimulationConfig, load: float, *, seeds: int, seed: int
 ) -> pd.DataFrame:
-    """What `bid-price` owes to a learned estimator at one load, as from `replicate`.
+    """Compare `bid-price` with a learned and a constant estimate at one load.
 
     FIFO, SIMPLE, `bid-price` and the lower bound with boosted trees, and `bid-price`
     once more with a constant, as `bid-price-constant`. Both are fitted on transactions

@@ -153,7 +153,7 @@ def merge(traces: Sequence[Trace], crossing: float, seed: int) -> Partitioned:
 
 # --- One partition -------------------------------------------------------------
 class Rows(NamedTuple):
-    """What one partition has to do with, in rows; those of a transaction are together.
+    """The rows of one partition; rows of a transaction are together.
 
     A part that crosses owns a private key. MESSAGE holds it from the start until the
     part has read and the other's reads have arrived, and EXECUTE needs it. EXECUTE
@@ -253,7 +253,7 @@ def _append(things, thing):
 
 # --- All together ----------------------------------------------------------------
 class Calendar(NamedTuple):
-    """What all partitions share: transactions, the merge, and the network.
+    """State shared by all partitions: transactions, the merge, and the network.
 
     `merging` and `sent` are filled from the front, in order of their times. `counts`
     are the entries of `log` (ORDERED), of `merging` (MERGED, of which are BOOKED) and
@@ -496,7 +496,7 @@ def _run(sites, memories, calendar, model, code, in_flight, delay_s, epoch_s):
 
 @dataclass(frozen=True, slots=True)
 class PartitionedHistory:
-    """What happened to n transactions and to their parts.
+    """The history of n transactions and of their parts.
 
     In `history` a transaction is granted when both parts hold their locks, starts with
     the first of them and commits with the last; its log is in the order of booking.

@@ -1,4 +1,4 @@
-"""What may be wrong with an estimate, each as a seeded change of what a policy sees.
+"""Errors of an estimate, each as a seeded change of a policy's input.
 
 A misestimation turns transactions as they arrive and what is estimated of them into the
 same again. It leaves the truth alone, but for two things that no estimate can do by

@@ -67,7 +67,7 @@ def under_misestimation(
 
 
 def beyond_fifo(runs: pd.DataFrame) -> pd.DataFrame:
-    """What a policy adds to FIFO's violations, in points, over paired seeds.
+    """Return a policy's violations minus FIFO's, in points, over paired seeds.
 
     `runs` as from `under_misestimation`. A row for each misestimation, load and policy
     but FIFO: `fifo` and the policy's `percent`, the difference `points` with its 95 %
@@ -258,7 +258,7 @@ WAREHOUSES, CORES = 10, 8  # as scenario A; partitions of YCSB
 
 
 def ycsb_name(at: int) -> str:
-    """What `workload_cells` calls YCSB A with that one of ZIPF_EXPONENTS."""
+    """Return the name in `workload_cells` of YCSB A with one of ZIPF_EXPONENTS."""
     return f"YCSB A, zipf {ZIPF_EXPONENTS[at]:g}"
 
 

@@ -47,7 +47,7 @@ class Slider:
         return min(max(round(STEPS * share), 0), STEPS)
 
     def value(self, position: int) -> float:
-        """What the input is where the slider stands."""
+        """Return the input at the slider's position."""
         return self.low * (self.high / self.low) ** (position / STEPS)
 
 
@@ -64,7 +64,7 @@ def results(
     values: Mapping[str, float],
     usd_per_hour: float | None = None,
 ) -> dict[str, float]:
-    """What a row of the calculator says: numbers of `evaluate` and the break-even.
+    """Return a row of the calculator: numbers of `evaluate` and the break-even.
 
     `usd_per_hour` is the price of a machine whose rent no slider moves. The break-even
     is in tokens a month from which owning costs less than renting; infinite if never.

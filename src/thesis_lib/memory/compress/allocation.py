@@ -1,4 +1,4 @@
-"""Who gets how many bytes: ranks and bits where the next byte takes most off the loss.
+"""Allocate bytes: ranks and bits where the next byte reduces the loss most.
 
 Each matrix offers its choices, of more size and less loss. `allocate` walks down the
 lower convex hulls of all of them together; `allocate_ranks` and `allocate_recipes` say
@@ -88,7 +88,7 @@ def _slope(one: Offer, other: Offer) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Spectrum:
-    """What each rank of an (m, n) matrix would save of the loss."""
+    """Return the reduction of the loss by each rank of an (m, n) matrix."""
 
     m: int
     n: int
@@ -158,7 +158,7 @@ def judge(
     names: Sequence[str],
     recipes: Sequence[LowBitConfig],
 ) -> dict[str, list[Offer]]:
-    """What each recipe would cost matrices of a model, such as `0.mlp.up_proj`.
+    """Return the cost of each recipe for matrices such as `0.mlp.up_proj`.
 
     Inputs and gradients are those of the model as it is, on `windows` (w, t) of token
     ids. The loss of a rank is that of the first round with factors in full precision:

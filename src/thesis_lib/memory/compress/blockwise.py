@@ -88,14 +88,14 @@ class Block:
     arguments: tuple[tuple[Any, ...], dict[str, Any]]  # beside the hidden states
 
     def run(self, hidden: Tensor) -> Tensor:
-        """What the layer makes of hidden states (1, t, hidden)."""
+        """Return the layer's output for hidden states (1, t, hidden)."""
         inputs, options = self.arguments
         output = self.layer(hidden, *inputs, **options)
         return output[0] if isinstance(output, tuple) else output
 
     @cached_property
     def outputs(self) -> list[Tensor]:
-        """What the layer, as it is when first asked, makes of `hidden`."""
+        """Return the layer's output for `hidden`, before any change to the layer."""
         return [self.run(hidden) for hidden in self.hidden]
 
     def grams(self) -> dict[str, F64]:

@@ -267,7 +267,7 @@ class CompressionConfig:
 
 
 def _kinds() -> dict[str, str]:
-    """What `weights` may ask for."""
+    """Return the formats that `weights` accepts."""
     return {word: kind for word, kind in words().items() if kind != DENSE.kind}
 
 

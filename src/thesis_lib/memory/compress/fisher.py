@@ -57,7 +57,7 @@ def both_factors(
     seed: int = 0,
     names: Iterable[str] | None = None,
 ) -> tuple[dict[str, F64], dict[str, F64]]:
-    """What `svd.gram_matrices` and `output_factors` find, in one pass."""
+    """Return `svd.gram_matrices` and `output_factors` of one pass."""
     chosen, totals, add = _begin(model, windows, estimator, seed, names)
     grams = sum_grams(chosen, add, windows)
     return grams, _checked(totals)

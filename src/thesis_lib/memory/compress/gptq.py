@@ -192,7 +192,7 @@ ROUNDS = 3
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """What calibration says of a matrix (m, n): which errors matter.
+    """Calibration of a matrix (m, n): which errors matter.
 
     `inputs` whitens by the Gram matrix G of what flows in, `outputs` by that of the
     gradients of the model's loss at what flows out, S. The loss of an error E is

@@ -116,7 +116,7 @@ def _root(moments: F64) -> tuple[F64, F64]:
 
 
 def _singular_root(moments: F64) -> tuple[F64, F64]:
-    """By eigenvectors, of the directions that carry any input."""
+    """Return the square root by eigenvectors, of the directions that carry input."""
     eigenvalues, vectors = np.linalg.eigh(moments)
     largest = max(eigenvalues[-1], 0.0)
     noise = len(moments) * np.finfo(np.float64).eps * largest

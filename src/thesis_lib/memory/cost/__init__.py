@@ -1,1 +1,1 @@
-"""What a token costs, rented or bought, measured or published."""
+"""Cost of a token: rented or bought, measured or published."""

@@ -27,7 +27,7 @@ _HOST_BYTES = 2**50  # what does not fit on the card fits in host memory
 
 
 def raw_bytes_per_s(generation: int, lanes: int) -> float:
-    """What lanes of a generation of PCIe carry, packet headers included."""
+    """Return the raw rate of the lanes of a PCIe generation, with packet headers."""
     return lanes * _TRANSFERS_PER_S[generation] * _ENCODING / 8
 
 
@@ -45,12 +45,12 @@ class Card:
 
     @property
     def raw_bytes_per_s(self) -> float:
-        """What the link carries, packet headers included: nothing is ever faster."""
+        """Return the raw rate of the link, with packet headers: an upper bound."""
         return raw_bytes_per_s(self.pcie_generation, self.pcie_lanes)
 
     @property
     def link_bytes_per_s(self) -> float:
-        """What is left for data in packets of the standard's default size."""
+        """Return the rate of data in packets of the standard's default size."""
         packet = PAYLOAD_BYTES + OVERHEAD_BYTES
         return self.raw_bytes_per_s * PAYLOAD_BYTES / packet
 

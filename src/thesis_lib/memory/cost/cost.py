@@ -1,4 +1,4 @@
-"""What a million tokens cost: rented by the hour, or on hardware of one's own.
+"""Cost of a million tokens: rented by the hour, or on owned hardware.
 
 Rates are tokens a second, measured or predicted; prices come from `prices.py`. A cost
 falls as the rate rises, so that the ends of a measured rate are those of its cost.
@@ -92,7 +92,7 @@ def usd_per_million_tokens(
 
 @dataclass(frozen=True, slots=True)
 class Bill:
-    """What a month of a machine costs: a part that is due, and a part by the token."""
+    """The monthly cost of a machine: a fixed part, and a part for each token."""
 
     fixed_usd: float
     usd_per_million: float
@@ -130,7 +130,7 @@ def reserved_bill(usd_per_hour: float, tokens_per_s: float) -> Bill:
 
 
 def most_tokens(tokens_per_s: float) -> float:
-    """What a machine makes in a month without a pause."""
+    """Return the tokens of a machine in a month without a pause."""
     return tokens_per_s * 3600 * HOURS_PER_MONTH
 
 
@@ -199,7 +199,7 @@ class Owned:
         return per_hour / (3600 * tokens_per_s) * 1e6
 
     def bill(self, tokens_per_s: float) -> Bill:
-        """What a month of it costs."""
+        """Return its monthly cost."""
         return Bill(
             self.monthly_usd,
             self.energy_usd_per_million(tokens_per_s),

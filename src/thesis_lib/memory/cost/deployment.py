@@ -57,7 +57,7 @@ class Method:
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """What a step reads and computes, and the machine that is paid for it."""
+    """A step and the machine that runs it."""
 
     name: str
     item: str  # of the price table
@@ -107,7 +107,7 @@ def predict(
     count: int = 1,
     link_bytes_per_s: float | None = None,
 ) -> Configuration:
-    """What the plan of `spec` on `count` cards promises, each step at its bound.
+    """Return the plan of `spec` on `count` cards, each step at its bound.
 
     Several cards share the weights and the work without loss: a bound as well. Products
     read weights in 16 bits, in whatever format they came. The link is `assumed_link`
@@ -153,7 +153,7 @@ def make_plan(
 
 
 def _request(method: Method, mix: Mix) -> dict[str, Any]:
-    """What `plan` has to know of whole requests."""
+    """Return the arguments of `plan` for whole requests."""
     return {
         "batch": method.batch,
         "context": mix.prompt_tokens + mix.generated_tokens,
@@ -213,7 +213,7 @@ def about(tokens: float) -> str:
 
 
 def volume(tokens: float) -> str:
-    """From `about` how many tokens a month on; at no volume where it is infinite."""
+    """Describe the break-even in tokens a month."""
     if math.isinf(tokens):
         return "at no volume"
     return f"from {about(tokens)} tokens a month" if tokens else "from the first token"

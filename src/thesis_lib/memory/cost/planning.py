@@ -75,7 +75,7 @@ def describe_plan(
 
 
 def examine(device_bytes: int | None = None) -> dict[str, Any]:
-    """What this machine does, and the published geometries on it, as `thesis doctor`.
+    """Measure this machine and plan the published geometries, as `thesis doctor`.
 
     Free memory and cores, and the rates measured for the packaged SmolLM2, in some ten
     seconds. "models" has the plan of each geometry in 16 bits for `device_bytes`, by

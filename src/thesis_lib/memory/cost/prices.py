@@ -72,7 +72,7 @@ def read_prices(
 
 
 def read_quantities(path: Path | str | None = None) -> dict[str, Quantity]:
-    """What a deployment needs beside prices, `data/deployment.csv` by default, by name.
+    """Return the inputs of a deployment by name, from `data/deployment.csv`.
 
     Raises InvalidInput as `read_prices` does.
     """

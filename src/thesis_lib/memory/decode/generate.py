@@ -139,7 +139,7 @@ class _Clock(BaseStreamer):
             self._told.end()
 
     def seconds(self) -> tuple[float, float]:
-        """Of the first token, and the median of the others, if there are any."""
+        """Return the time of the first token, and the median of the others, if any."""
         first, *others = np.diff(self.moments)
         return float(first), float(np.median(others or first))
 
@@ -249,7 +249,7 @@ class Conversation:
 def describe_bytes(
     budget: DeviceBudget, models: Sequence[StreamedModel]
 ) -> dict[str, Any]:
-    """What models held and read so far, the one that writes first, for the command."""
+    """Return memory and bytes read of the models, the writing one first."""
     return {
         "device_bytes": budget.limit_bytes,
         "device_peak_bytes": budget.peak_bytes,

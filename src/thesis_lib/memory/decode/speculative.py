@@ -50,10 +50,10 @@ DRAFT_TIME_DECAY = 0.9  # what a pass without proposals leaves of the time of on
 
 
 class Draft(Protocol):
-    """Who proposes tokens. What is proposed costs time at worst, never a token."""
+    """A proposer of tokens. Bad proposals cost time but never change a token."""
 
     def propose(self, tokens: Sequence[int], k: int) -> list[int]:
-        """At most `k` tokens that may follow `tokens`, prompt and answer so far."""
+        """Propose at most `k` tokens after `tokens`, prompt and answer so far."""
         ...
 
 
@@ -69,7 +69,7 @@ class PromptLookup:
     most: int = 8
 
     def propose(self, tokens: Sequence[int], k: int) -> list[int]:
-        """At most `k` tokens that followed the longest match; none without one."""
+        """Return at most `k` tokens that followed the longest match, if any."""
         text = np.asarray(tokens)
         for n in range(min(self.most, len(text) - 1), self.least - 1, -1):
             matches = (sliding_window_view(text[:-1], n) == text[-n:]).all(axis=1)

@@ -1,4 +1,4 @@
-"""What compression costs: perplexity on text that no calibration has seen, and time."""
+"""Measure perplexity on held-out text, and time."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What a machine does with one checkpoint, and the time that a plan may promise on it.
+"""Measured rates of a machine with a checkpoint, and the predicted time of a plan.
 
 Three rates are measured apart, none of them in the run that is predicted: how fast
 the layers arrive, how fast they compute while nothing is read, and what reading takes

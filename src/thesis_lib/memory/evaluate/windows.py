@@ -20,7 +20,7 @@ def cut_windows(
     placement: Placement = "spread",
     seed: int = 0,
 ) -> Tensor:
-    """At most `count` windows of a text, tokens (n,): (w, context).
+    """Return at most `count` windows of a text, tokens (n,): (w, context).
 
     By default as many as the text holds without overlap. `placement` says where they
     begin; what is new takes the first, the others keep the windows of numbers that

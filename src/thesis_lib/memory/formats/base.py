@@ -65,11 +65,11 @@ class WeightFormat:
         return cls(layout)
 
     def manifest(self) -> dict[str, str]:
-        """What a manifest says of the format."""
+        """Return the manifest entry of the format."""
         return {"kind": self.kind, **({"layout": self.layout} if self.layout else {})}
 
     def describe(self) -> dict[str, Any]:
-        """What the configuration of a checkpoint says of the format.
+        """Return the entry of the format in a checkpoint's configuration.
 
         transformers, which does not know it, then warns, and misses every matrix.
         """
@@ -84,11 +84,11 @@ class WeightFormat:
         return {"weight": entry}
 
     def encode_matrix(self, name: str, weight: Tensor) -> dict[str, Tensor]:
-        """What is stored of a matrix (m, n), as `matrix_entries` describes it."""
+        """Return the stored tensors of a matrix (m, n), as in `matrix_entries`."""
         return {"weight": weight}
 
     def linear(self, layer: int, name: str, dense: nn.Linear) -> nn.Module:
-        """What computes with that in the place of `dense`, on the meta device.
+        """Return the module that replaces `dense`, on the meta device.
 
         The names, types and shapes of its state are those of `matrix_entries` and of
         the bias, and a streamed model puts tensors of a store in their place. What its
@@ -104,7 +104,7 @@ class WeightFormat:
         return stored_tensors(layer, dense, partial(self.matrix_entries, layer))
 
     def encode(self, layer: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What is stored of a layer, from its dense tensors or some of them.
+        """Return the stored tensors of a layer, from its dense tensors or some of them.
 
         Raises InvalidInput for weights that cannot be stored so.
         """
@@ -202,7 +202,7 @@ def read_format(folder: Path, kind: str, layout: str) -> WeightFormat:
 
 
 def read_by_layer(folder: Path | str, field: str, kind: type) -> list[dict[str, Any]]:
-    """What the configuration of a checkpoint says of its matrices, by layer and name.
+    """Return the formats of matrices in a configuration, by layer and name.
 
     Raises InvalidInput where `field` does not list a value of `kind` for each matrix
     that it names, of every layer.

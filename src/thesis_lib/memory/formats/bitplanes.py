@@ -143,7 +143,7 @@ def _empty(m: int, n: int) -> Tensor:
 
 
 def most_threads(m: int, n: int) -> int:
-    """By how many threads at most a matrix (m, n) is restored."""
+    """Return the most threads that restore a matrix (m, n)."""
     return max(1, min(_WORKERS, m * n // _SHARE))
 
 
@@ -294,7 +294,7 @@ class BitsLinear(PackedLinear):
         self.recipe = recipe
 
     def scratch_bytes(self, rows: int) -> int:
-        """What restoring holds beside the matrix, whatever the number of rows.
+        """Return the work space of a matrix, for any number of rows.
 
         Each thread has the codes of a row, its scales, and its numbers in float32, and
         with factors two rows in float64. The factors are in float64 too.
@@ -327,7 +327,7 @@ class LowBit(WeightFormat):
         )
 
     def recipe(self, name: str) -> LowBitConfig:
-        """That of the matrix `name`. Raises InvalidInput for a layout without it."""
+        """Return the layout of the matrix `name`. Raises InvalidInput without it."""
         recipes = parse_layout(self.layout)
         require(
             name in recipes,
@@ -337,7 +337,7 @@ class LowBit(WeightFormat):
         return recipes[name]
 
     def matrix_entries(self, layer: int, name: str, entry: Entry) -> dict[str, Entry]:
-        """Of a matrix (m, n). Rejects one that is not in bfloat16."""
+        """Return what is stored of a matrix (m, n). Rejects one not in bfloat16."""
         require(
             entry[0] == "BF16",
             f"{name} is stored as {entry[0]}: expected a checkpoint in bfloat16, in "

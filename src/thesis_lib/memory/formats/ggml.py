@@ -360,7 +360,7 @@ class BlocksLinear(PackedLinear):
         self.kind = kind
 
     def scratch_bytes(self, rows: int) -> int:
-        """What restoring holds beside the matrix: nothing, or each thread a slab."""
+        """Return the work space of a matrix: none, or a slab for each thread."""
         n = self.in_features
         if self.kind in COMPILED:
             return 0

@@ -78,7 +78,7 @@ class Lossless(WeightFormat):
         return cls("patched")
 
     def entries(self, layer: int, dense: Mapping[str, Entry]) -> dict[str, Entry]:
-        """Those of the dense tensors. Rejects tensors that are not bfloat16."""
+        """Return the stored tensors. Rejects dense tensors that are not bfloat16."""
         for name, (dtype, _) in dense.items():
             require(
                 dtype == "BF16",
@@ -136,7 +136,7 @@ def encode(data: memoryview | U8) -> U8:
 
 
 def chunks(decoded_bytes: int) -> int:
-    """Of how many chunks the code of so many bytes is."""
+    """Return the number of chunks of a code of so many bytes."""
     return -(-decoded_bytes // CHUNK_BYTES)
 
 

@@ -1,4 +1,4 @@
-"""What quantisation of one matrix to few bits yields: grids, codes, factors."""
+"""Few-bit quantisation of a matrix: grids, codes, factors."""
 
 from dataclasses import dataclass
 
@@ -75,7 +75,7 @@ class LowBitConfig:
         Grid(self.factor_bits, 8)  # rejects other bits
 
     def factor_grids(self, m: int) -> tuple[Grid, Grid]:
-        """Of L, transposed, one scale for each component; of R, one for each group."""
+        """Return the grids of Lᵀ, one scale a component, and of R, one a group."""
         return Grid(self.factor_bits, m), Grid(self.factor_bits, self.grid.group)
 
     def parts(self, m: int, n: int) -> dict[str, tuple[Grid, int, int]]:
@@ -101,7 +101,7 @@ class CompensatedMatrix:
 
     @property
     def parts(self) -> dict[str, QuantizedMatrix]:
-        """What there is of Q, Lᵀ and R, by how names of its tensors begin."""
+        """Return the parts present of Q, Lᵀ and R, by the prefix of their names."""
         parts = {"": self.base, "left_": self.left, "right_": self.right}
         return {name: part for name, part in parts.items() if part is not None}
 

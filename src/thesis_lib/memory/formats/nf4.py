@@ -368,7 +368,7 @@ class _Packed(WeightFormat, ABC):
 
     @classmethod
     def here(cls) -> Self:
-        """In the fastest layout that this machine can run."""
+        """Return the fastest layout that this machine can run."""
         return cls(next(layout for layout in cls.layouts if _runs(layout)))
 
     def encode_matrix(self, name: str, weight: Tensor) -> dict[str, Tensor]:
@@ -417,7 +417,7 @@ class NF4(_Packed):
     layouts = ("avx512", "blocks")
 
     def matrix_entries(self, layer: int, name: str, entry: Entry) -> dict[str, Entry]:
-        """Of a matrix (m, n). Rejects one that does not fill the blocks."""
+        """Return what is stored of a matrix (m, n). Rejects partial blocks."""
         m, n = entry[1]
         require(
             n % BLOCK == 0 and m % _TOGETHER == 0,
@@ -445,7 +445,7 @@ class Int8(_Packed):
     layouts = ("rows",)
 
     def matrix_entries(self, layer: int, name: str, entry: Entry) -> dict[str, Entry]:
-        """Of a matrix (m, n)."""
+        """Return what is stored of a matrix (m, n)."""
         m, n = entry[1]
         return {"codes": ("I8", (m, n)), "SCB": ("F32", (m,))}
 

@@ -1,1 +1,1 @@
-"""What a model is: its geometry, its checkpoint on disk, its modules."""
+"""Models: geometry, checkpoint on disk, modules."""

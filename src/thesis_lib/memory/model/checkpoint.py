@@ -148,7 +148,7 @@ def file_bytes(entries: Mapping[str, Entry]) -> int:
 def read_manifest(
     folder: Path, error_type: type[InvalidInput] = InvalidInput
 ) -> dict[str, Any]:
-    """What the writer of a checkpoint left beside it; nothing if it did not.
+    """Return the manifest of a checkpoint, or an empty one without a file.
 
     Raises `error_type` for a manifest that cannot be read, or of another version.
     """

@@ -393,7 +393,7 @@ class _Parameter:
 
     @property
     def peak_bytes(self) -> int:
-        """What `read` takes at most."""
+        """Return the peak memory of `read`."""
         copies = 2 if _paired(self.file, self.name, self.config) else 1
         if self.in_blocks:
             return copies * self.tensor.nbytes
@@ -528,7 +528,7 @@ def write_tokenizer(file: GgufFile, folder: Path) -> None:
 
 
 def _cut(file: GgufFile) -> Any:
-    """What cuts a text where transformers knows no rule, None for GPT-2's alone."""
+    """Return the pre-tokenizer where transformers has no rule, None for GPT-2's."""
     name = file.metadata.get("tokenizer.ggml.pre")
     if name in _AS_GPT2:
         return None

@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # it brings torch
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """What a plan adds up: layers as they are stored, and a step's peak. In bytes."""
+    """Bytes that a plan adds up: stored layers, and the peak of a step."""
 
     kind: str  # of the format of the layers
     read_bytes: int  # of one layer, as the disk delivers it
@@ -45,7 +45,7 @@ class Footprint:
 
     @property
     def fixed_bytes(self) -> int:
-        """What the device holds whatever becomes of the layers."""
+        """Return the device's memory without the layers."""
         return self.outer_bytes + self.step_bytes
 
 
@@ -58,7 +58,7 @@ def footprint(
     head_parts: int = 0,
     part_read_bytes: int = 0,
 ) -> Footprint:
-    """Of a rehearsed step, with layers of a format and the sizes of their reads."""
+    """Return the footprint of a rehearsed step, with layers of a format."""
     from thesis_lib.memory.offload.store import DECODERS
 
     return Footprint(
@@ -76,7 +76,7 @@ def footprint(
 
 
 def geometry_footprint(spec: ModelSpec, shape: Shape, kind: str) -> Footprint:
-    """Of a model without files, whose coded layers have an estimated size.
+    """Return the footprint of a model without files, with estimated code sizes.
 
     Raises InvalidInput for a kind that is unknown or says too little of its weights.
     """
@@ -94,7 +94,7 @@ def _outer_bytes(spec: ModelSpec) -> int:
 
 
 def _one_token(spec: ModelSpec, shape: Shape) -> Footprint:
-    """What a rehearsal finds of a dense step of one token, for the known geometries.
+    """Return the rehearsed peak of a dense one-token step, for known geometries.
 
     A layer's worst moment is one of two: the keys are being copied to make room for
     the new one, beside them hidden states, the query and the new key and value; or the

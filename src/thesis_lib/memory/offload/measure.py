@@ -132,7 +132,7 @@ class CudaCap:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """What was done for a layer, and when: seconds of `time.perf_counter`."""
+    """Kind and times of work on a layer: seconds of `time.perf_counter`."""
 
     kind: Literal["read", "copy", "compute", "wait"]
     layer: int

@@ -1,4 +1,4 @@
-"""What a step will allocate, to the byte, before anything is allocated.
+"""Predict the peak memory of a step to the byte, before any allocation.
 
 A rehearsal runs transformers' own code on fake tensors, which have shapes and
 storages but no memory, under the meter that watches the real step. Both see the same
@@ -224,7 +224,7 @@ class _Rehearsal:
         return torch.ones((*size, self.shape.context + more), dtype=torch.long)
 
     def _run(self) -> Run:
-        """What transformers' generate holds from its first pass to its last."""
+        """Return the memory that transformers' generate holds during all passes."""
         if not self.shape.generating:
             return {}
         batch = self.shape.batch
@@ -277,7 +277,7 @@ def _held(cache: Any) -> dict[int, int]:
 
 
 def _choose(logits: Tensor, run: Run) -> tuple[Tensor, ...]:
-    """What transformers' generate does to the logits of a step, at most.
+    """Return the peak of transformers' generate on the logits of a step.
 
     Sampling with temperature, top-k and top-p, which holds more than a greedy choice,
     and the log-probabilities of a beam search beside the tokens so far. Returns what

@@ -75,7 +75,7 @@ class MemoryPlan(Shape):
     part_read_bytes: int = 0  # of one of them, as the disk delivers it
 
     def __str__(self) -> str:
-        """What was chosen and why, in one line."""
+        """Return the choice and its reason, in one line."""
         at_most = (
             f"at most {format_size(self.device_peak_bytes)} of "
             f"{format_size(self.machine.device_bytes)}"
@@ -103,7 +103,7 @@ class MemoryPlan(Shape):
 
     @property
     def device_peak_bytes(self) -> int:
-        """What the device holds at most."""
+        """Return the peak memory of the device."""
         buffers = self.ring + self.resident_layers
         return (
             self.non_layer_bytes
@@ -114,13 +114,13 @@ class MemoryPlan(Shape):
         )
 
     def least_device_bytes(self, ring: int) -> int:
-        """What the device would hold with no layer resident and so many buffers."""
+        """Return the device's memory with no resident layer and so many buffers."""
         spared = self.ring + self.resident_layers - min(ring, self.parts)
         return self.device_peak_bytes - spared * self.staging_bytes
 
     @property
     def host_peak_bytes(self) -> int:
-        """What host memory holds for the device: its layers, and those on the way."""
+        """Return the host memory of its layers and of those in transit."""
         return (self.host_layers + self.host_buffers) * self.staging_bytes
 
     @property
@@ -201,7 +201,7 @@ class MemoryPlan(Shape):
 
     @property
     def limit(self) -> Literal["link", "disk", "decode", "compute"]:
-        """What bounds a step of one token a sequence."""
+        """Return the resource that limits a step of one token for each sequence."""
         if self.compute_s() >= self.transfer_s():
             return "compute"
         over_link = self.decoded_bytes_per_step / self.machine.link_bytes_per_s

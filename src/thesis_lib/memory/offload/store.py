@@ -277,7 +277,7 @@ class SafetensorsStore:
         return sum(tensor.nbytes for tensor in self._part(layer).placements)
 
     def full_name(self, layer: int, name: str) -> str:
-        """What the checkpoint calls a tensor of `placements(layer)`."""
+        """Return the checkpoint's name of a tensor of `placements(layer)`."""
         return name if layer == NON_LAYER else f"{self._prefix}layers.{layer}.{name}"
 
     def placements(self, layer: int) -> tuple[Placement, ...]:
@@ -502,7 +502,7 @@ def _format(folder: Path, manifest: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _prefix(tensors: Iterable[Placement], folder: Path) -> str:
-    """What comes before `layers.` in the names of a stack."""
+    """Return the prefix before `layers.` in the names of a stack."""
     layered = (t.name for t in tensors if split_name(t.name)[0] != NON_LAYER)
     prefix, *others = sorted({name.split("layers.")[0] for name in layered})
     if others:

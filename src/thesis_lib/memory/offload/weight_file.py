@@ -47,7 +47,7 @@ class Index:
     distinct: int | None = None
 
     def outward(self, path: Path, name: str) -> str:
-        """What the checkpoint calls the tensor that its file calls `name`."""
+        """Return the checkpoint's name of the tensor that its file calls `name`."""
         layer, _ = split_name(name)
         if self.distinct is None or layer == NON_LAYER:
             return name
@@ -137,7 +137,7 @@ class WeightFile:
         reject(self, what, do)
 
     def _identify(self) -> tuple[int, ...]:
-        """What every way to write into a file changes, a time put back included."""
+        """Return what every write changes, even if its time is set back."""
         try:
             status = os.stat(self.path)
         except OSError as error:
@@ -243,7 +243,7 @@ class WeightFile:
         return filled
 
     def sha256(self) -> str:
-        """Of the whole file as it is on the disk now."""
+        """Return the SHA-256 of the file on disk."""
         digest, block = hashlib.sha256(), allocate(8 * MiB)
         size = self.identity[2]
         for at in range(0, size, len(block)):

@@ -37,7 +37,7 @@ DEADLOCKED = -1  # what `next_decision` returns if transactions are held for eve
 
 @dataclass(frozen=True, slots=True)
 class Delays:
-    """What the machinery around the transactions takes, in seconds.
+    """Delays of the sequencer and the workers, in seconds.
 
     Raises InvalidInput for a negative or infinite delay.
     """
@@ -186,7 +186,7 @@ def advance(
 
 
 class SequencerState(NamedTuple):
-    """What stands before the database: clients, and the sequencer with its inbox.
+    """The front of the database: clients, and the sequencer with its inbox.
 
     Transactions are numbered as they are submitted; `counts` says how many have been
     SUBMITTED (in an open loop all, whenever they are due), TAKEN from the inbox and

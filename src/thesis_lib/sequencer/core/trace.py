@@ -158,7 +158,7 @@ class KeySets:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What a sequencer may see of b transactions: no service time.
+    """The sequencer's view of b transactions: no service time.
 
     Without an objective a deadline is infinite. Raises InvalidInput for columns of
     unequal length, for a deadline that is not after its arrival, and for a feature
@@ -207,7 +207,7 @@ class Batch:
     def of_features(
         cls, features: F64, names: tuple[str, ...], keys: KeySets | None = None
     ) -> Self:
-        """What to ask an estimator about: (b, d) features, and by default no keys."""
+        """Return the input of an estimator: (b, d) features, and by default no keys."""
         b = len(features)
         return cls(
             ids=np.arange(b),
@@ -238,7 +238,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What an estimator and the look-ahead schedule say of b transactions."""
+    """Forecasts for b transactions by an estimator and the look-ahead schedule."""
 
     service_s: F64  # (b,) own work, >= 0
     finish_s: F64  # (b,) predicted completion, waiting included
@@ -364,7 +364,7 @@ class Trace:
         )
 
     def batch(self, ids: I64, deadline_s: F64, arrival_s: F64 | None = None) -> Batch:
-        """What a sequencer may see of rows `ids`, whose deadlines are given.
+        """Return the sequencer's view of rows `ids`, with their deadlines.
 
         So are arrivals (b,) where they are not those of the trace, in a closed loop.
         """
@@ -483,7 +483,7 @@ def trace_hash(trace: Trace) -> str:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """What happened to the n transactions of a trace.
+    """The history of the n transactions of a trace.
 
     Dropped transactions have NaN in every time but `decided_s`.
 

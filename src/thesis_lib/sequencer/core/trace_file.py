@@ -41,7 +41,7 @@ Rows = tuple[int, int] | None  # the first and the one to end before, None for a
 
 
 class Contents(NamedTuple):
-    """What a file says of n transactions."""
+    """The columns of a file with n transactions."""
 
     fields: dict[str, Any]  # of a `Trace`, all but its keys
     key_sets: tuple[NDArray, NDArray, NDArray, list[Any] | None]  # of `KeySets`

@@ -93,7 +93,7 @@ class CommandLog:
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """What a log file holds, whole records only."""
+    """The content of a log file, whole records only."""
 
     log: txn.Log
     torn_bytes: int  # of a last record that was not written to its end

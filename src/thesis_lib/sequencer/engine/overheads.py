@@ -1,4 +1,4 @@
-"""What the live engine adds to a transaction, and the model of it in the simulator.
+"""Overheads of the live engine, and their model in the simulator.
 
 A transaction is read when the loop wakes, booked, handed to a worker through a pipe,
 and its commit is heard of through another: four stages, each a difference of two
@@ -21,7 +21,7 @@ from thesis_lib.sequencer.engine.scheduler import Run
 
 @dataclass(frozen=True, slots=True)
 class Overheads:
-    """Of a transaction, in seconds: medians, but for the three whose means count.
+    """Overheads of a transaction [s]: medians, except for three means.
 
     A stage that no transaction of the run went through undisturbed is NaN.
     """
@@ -38,7 +38,7 @@ class Overheads:
 
 @njit(cache=True)
 def _locks_left_s(locks, ends_s, log, finish_s):
-    """By log position, when every conflicting predecessor had finished."""
+    """Return when all conflicting predecessors had finished, by log position."""
     left_s = np.empty(len(log))
     for at in range(len(log)):
         left_s[at] = free_at(locks, ends_s, log[at], -np.inf)

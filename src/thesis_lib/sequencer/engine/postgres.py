@@ -244,7 +244,7 @@ def _drop(dsn: str, prefix: str) -> str:
 
 
 def address(dsn: str) -> str:
-    """What may be shown of a connection string: never its password."""
+    """Return a connection string without its password."""
     parts = conninfo_to_dict(dsn)
     shown = ("host", "hostaddr", "port", "dbname", "user")
     return " ".join(f"{k}={parts[k]}" for k in shown if k in parts) or "the default"

@@ -156,7 +156,7 @@ class Scheduler:
         self.committed[ids] = records["outcome"] == DID_COMMIT
 
     def run(self, arrival_s: F64, decided_s: F64) -> Run:
-        """What has been observed, with the times that the caller knows (n,)."""
+        """Return the observed history, with the times that the caller knows (n,)."""
         state = self.state
         logged = int(state.progress[LOGGED])
         require(self.in_flight == 0, f"{self.in_flight} transactions still run")
@@ -208,7 +208,7 @@ def run_closed(scheduler: Scheduler, n: int, in_flight: int, batch: int) -> Run:
 
 @dataclass(frozen=True, slots=True)
 class Requests:
-    """What a sequencer may know of n requests of an open loop: no service time.
+    """Return the sequencer's view of n requests of an open loop: no service time.
 
     `arrival_s` are the intended times: a request that the loop reads late has waited
     since then.
@@ -244,7 +244,7 @@ class Requests:
 def _rule(
     state: State, requests: Requests, policy: Policy, delays: Delays
 ) -> Callable[[I64, float], Decision]:
-    """What `policy` decides on ids at a time, compiled where the policy is."""
+    """Return the decision of `policy` on ids at a time, compiled if possible."""
     lookahead = policy.make_lookahead(
         state, requests.keys, requests.estimated_s + delays.worker_s,
         requests.deadline_s, SPREAD, delays.lag_s,
@@ -318,7 +318,7 @@ def run_open(
 
 
 def history(run: Run, deadline_s: F64, first: int = 0) -> History:
-    """What happened from request `first` on, with answers to clients as the ends."""
+    """Return the history from request `first` on; answers to clients are the ends."""
     rows = slice(first, None)
     return History(
         arrival_s=run.arrival_s[rows],

@@ -59,7 +59,7 @@ class Storage(Protocol):
 
 
 class Stale(InvalidInput):
-    """What a reconnaissance found holds no longer; the transaction wrote nothing.
+    """A reconnaissance is outdated; the transaction wrote nothing.
 
     A transaction reads under its locks, so every replica finds it stale or none does.
     """

@@ -14,7 +14,7 @@ def fewest_scores(level: float) -> int:
 
 
 def conformal_offset(scores: F64, level: float) -> float:
-    """What the next score stays at or below with probability `level`, at least.
+    """Return a bound that the next score meets with probability `level`, at least.
 
     `scores` (m,) in any order, exchangeable with the next one. Raises InvalidInput
     where they are too few to promise it.

@@ -64,7 +64,7 @@ class LatencyEstimator(Protocol):
 
 
 class Learned(ABC):
-    """What learns from the past: `fit`, then `predict` for the same features."""
+    """An estimator: `fit` on the past, then `predict` for the same features."""
 
     name: str
     feature_names: tuple[str, ...] | None = None  # None until it is fitted
@@ -382,7 +382,7 @@ def _learner(module: str, name: str) -> Any:
 
 
 def boosting(rounds: int, **loss: Any) -> Any:
-    """What `Boosted` and `Quantiles` grow, not yet fitted; `loss` says for what."""
+    """Return the unfitted trees of `Boosted` and `Quantiles`, for a `loss`."""
     return _learner("ensemble", "HistGradientBoostingRegressor")(
         max_iter=rounds,
         learning_rate=0.08,

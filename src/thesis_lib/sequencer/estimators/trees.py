@@ -173,7 +173,7 @@ class Trees:
         return total
 
     def nodes(self) -> tuple[I32, I32, I32, F64, float, float]:
-        """What `sum_leaves` wants before the features."""
+        """Return the arguments of `sum_leaves` before the features."""
         return (
             self.roots, self.feature, self.lower, self.number, self.base, self.divisor,
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a simulation runs in: transactions, arrivals, estimates, cores and objectives.
+"""Configuration of a simulation: arrivals, estimates, cores and SLOs.
 
 Load 1 is the rate at which FIFO saturates, measured on transactions of its own.
 """
@@ -277,7 +277,7 @@ class SimulationConfig(SystemConfig):
     def history(
         self, trace: Trace, policy: Policy, estimated_s: F64, load: float
     ) -> History:
-        """What happens to a trace from `arrange` under a policy."""
+        """Return the history of a trace from `arrange` under a policy."""
         slo_s = self.slo_s
         if self.objectives_s is not None:
             slo_s = np.array(self.objectives_s)[trace.kind]
@@ -287,7 +287,7 @@ class SimulationConfig(SystemConfig):
     def run(
         self, trace: Trace, policy: Policy, estimated_s: F64, load: float
     ) -> Report:
-        """What a policy makes of a trace from `arrange`."""
+        """Return the metrics of a policy on a trace from `arrange`."""
         return summarize(trace, self.history(trace, policy, estimated_s, load))
 
     def by_type(self, factor: float) -> Self:

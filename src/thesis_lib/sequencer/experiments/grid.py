@@ -102,7 +102,7 @@ def _rows_of(measure: Callable[..., Iterable[dict]], point: tuple) -> list[dict]
 
 
 class Paired(NamedTuple):
-    """What everything that is compared at a seed and a load has in common."""
+    """Inputs shared by everything that is compared at a seed and a load."""
 
     number: int  # of the seed, from 0
     load: float
@@ -257,7 +257,7 @@ def ablation(
     seeds: int,
     seed: int,
 ) -> pd.DataFrame:
-    """What each of the thesis' defects costs `policy` ("drop", "reorder", "hybrid").
+    """Return the cost of each defect of `policy` ("drop", "reorder", "hybrid").
 
     One row for the policy as described, for each defect corrected alone in it, for the
     policy without any, and for each defect put back alone into that; all on the same
@@ -473,7 +473,7 @@ def _held_out(trace: Trace, estimator: str) -> tuple[Trace, Trace]:
 def simulate_cell(
     policy: str, study: Study, *, seeds: int = 5, gap: float = np.inf
 ) -> dict[str, Any]:
-    """What `thesis simulate` prints: a policy, FIFO and the lower bound.
+    """Return the result of `thesis simulate`: a policy, FIFO and the lower bound.
 
     All run on the same seeds. `gap` bounds, for bid-price, how much larger the share of
     violations of one type may be than of another. Shares are fractions of 1; intervals

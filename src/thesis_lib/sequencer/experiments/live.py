@@ -157,7 +157,7 @@ class Bench:
 
     @property
     def delays(self) -> Delays:
-        """What the middleware adds, for forecasts and for a simulation of it."""
+        """Return the middleware's overheads, for forecasts and for simulations."""
         return as_delays(self.quiet, self.busy)
 
     def requests(self, number: int, n: int) -> Log:
@@ -193,7 +193,7 @@ def rate(run: Run) -> float:
 def measure_quiet(
     storage: Storage, log: Log, workers: int, rate_per_s: float
 ) -> Overheads:
-    """What the middleware adds when all but the first WARM_UP of `log` come slowly."""
+    """Measure the middleware's overheads while `log`, after WARM_UP, arrives slowly."""
     n = len(log)
     due_s = poisson_arrivals(rate_per_s, n - WARM_UP, np.random.default_rng(n))
     requests = Requests.of_log(log, _behind_warm_up(due_s), np.inf, np.zeros(n))
@@ -314,7 +314,7 @@ def run_live(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Serving:
-    """What `serve` measures. Raises InvalidInput for what cannot be run."""
+    """The settings of `serve`. Raises InvalidInput for invalid ones."""
 
     policy: str
     load: float  # rate of the Poisson arrivals over the saturation of FIFO

@@ -1,4 +1,4 @@
-"""What a run amounts to: violations, goodput, tails, fairness, and intervals.
+"""Metrics of a run: violations, goodput, tails, fairness, and intervals.
 
 The headline is the strict count: a transaction violates its objective if it commits
 late or is dropped. Policies are compared on the same transactions, arrivals and
@@ -277,7 +277,7 @@ MEANS = (
 def outcome(
     runs: pd.DataFrame, policy: str, load: float, means: Sequence[str] = MEANS
 ) -> dict[str, Any]:
-    """What is said of a policy beside FIFO: shares and rates, intervals (low, high).
+    """Compare a policy with FIFO: shares and rates, intervals (low, high).
 
     `means` are columns of `replicate` that are averaged over the seeds.
     """

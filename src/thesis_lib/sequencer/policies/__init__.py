@@ -1,1 +1,1 @@
-"""What a sequencer does with what arrives: drop, reorder, hold, or all of it."""
+"""Policies: which transactions to drop, to reorder and to hold."""

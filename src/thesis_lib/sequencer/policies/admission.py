@@ -85,7 +85,7 @@ class BidPriceParameters(NamedTuple):
 
 
 def initial_state(slo_s: float, groups: int) -> F64:
-    """What `bind_late` remembers at first: everything is worth its place."""
+    """Return the first state of `bind_late`: the price is the SLO, which admits all."""
     control = np.zeros(GROUPS + 2 * groups)
     control[PRICE_S] = control[HIGHEST_S] = slo_s
     return control
@@ -99,7 +99,7 @@ def group_count(control: F64) -> int:
 
 @inner
 def _settle(control, terms, group, violated):
-    """Who is violated more often than others, by more than the gap, weighs more."""
+    """Increase the weight of types whose violation rate exceeds the least by `gap`."""
     groups = group_count(control)
     shares = control[GROUPS : GROUPS + groups]
     weights = control[GROUPS + groups :]
@@ -309,7 +309,7 @@ def _line(online):
 
 @njit(cache=True, inline="always")
 def _place_of(rising, low, high, i):
-    """From `low` to `high`, the first place in `rising` of i or more."""
+    """Return the first place from `low` to `high` in `rising` with i or more."""
     while low < high:
         middle = (low + high) // 2
         if rising[middle] < i:
@@ -331,7 +331,7 @@ def _end_of_span(ids, at):
 
 @inner
 def _join(online, i, deadline_s):
-    """Who is new to its span may widen it."""
+    """Widen the bounds of its span for a new transaction."""
     span, log_s = online.spans[i // SPAN], online.given[i]
     span[SOONEST] = min(span[SOONEST], deadline_s)
     span[LONGEST] = max(span[LONGEST], log_s)

@@ -37,7 +37,7 @@ def _decide_into(code, memory, model, ids, now_s):
 def decide_compiled(
     code: Code, memory: Memory, model: Model, ids: I64, now_s: float
 ) -> tuple[I64, I64, I64]:
-    """What a policy with `code` orders, drops and holds of `ids` (b,), which rise."""
+    """Return what a policy with `code` orders, drops and holds of rising `ids` (b,)."""
     order, dropped, held = decide_into(code, memory, model, ids, now_s)
     decided = memory.decided
     return (
@@ -49,7 +49,7 @@ def decide_compiled(
 
 @structref.register
 class _DeciderType(types.StructRef):
-    """What numba knows a `Decider` as."""
+    """The numba type of a `Decider`."""
 
 
 class Decider(structref.StructRefProxy):
@@ -87,6 +87,6 @@ def commit_by(decider: Decider, ids: I64, now_s: float) -> None:
 
 @njit(cache=True)
 def decide_by(decider: Decider, ids: I64, now_s: float) -> tuple[I64, I64, I64]:
-    """What `decide_compiled` answers."""
+    """The result of `decide_compiled`."""
     code, memory, model = decider.code, decider.memory, decider.model  # type: ignore[attr-defined]
     return decide_compiled(code, memory, model, ids, now_s)

@@ -55,7 +55,7 @@ REMEMBERED = 24  # numbers that a rule may keep between decisions, zero at first
 
 
 class Model(NamedTuple):
-    """What a look-ahead takes into account."""
+    """Options of a look-ahead."""
 
     feedback: bool
     cpu: bool

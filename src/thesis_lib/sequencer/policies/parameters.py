@@ -26,7 +26,7 @@ class When(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Defects:
-    """What the thesis' policies leave out, each to be corrected or put back alone."""
+    """Corrections of the thesis' policies, each of which can be switched off."""
 
     ghosts: bool = False  # what is dropped stays registered
     no_feedback: bool = False  # predicted ends are never corrected by observed commits
@@ -129,7 +129,7 @@ Parameters = (
 
 
 class Machine(NamedTuple):
-    """What the constants of a rule scale with."""
+    """The quantities that the constants of a rule scale with."""
 
     slo_s: float
     cores: int

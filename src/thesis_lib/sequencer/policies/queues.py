@@ -1,4 +1,4 @@
-"""What production systems do with a queue: they watch it, and know no single service.
+"""Queue management of production systems, without estimates of single services.
 
 Each is written from its published description. They reject at arrival and leave the
 order alone, but for the two that hold a queue of their own. What they remember between

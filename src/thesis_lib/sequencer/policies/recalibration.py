@@ -32,7 +32,7 @@ FITTED, UNKNOWN = 0.1, 0.25  # weight of the last probe in `fits`, and its first
 
 
 class Online(NamedTuple):
-    """What has been learned of estimates from the commits so far.
+    """Statistics of the estimates, from the commits so far.
 
     A regression of y, the logarithm of a service time, on x, that of its estimate, and
     the distribution of what it leaves over, both forgetting exponentially. Estimates

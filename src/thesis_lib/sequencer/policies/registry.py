@@ -99,7 +99,7 @@ class Policy:
 
     @property
     def learns(self) -> bool:
-        """What has committed changes what it decides."""
+        """Whether its decisions depend on what has committed."""
         observing = self.code is not None and self.code.kind in OBSERVING
         return self.control is not None or observing
 
@@ -135,7 +135,7 @@ class Policy:
 def decide(
     policy: Policy, lookahead: OpenLoop | Feedback, batch: Batch, now_s: float
 ) -> Decision:
-    """What `policy` does at `now_s` with a batch in order of arrival.
+    """Return the decision of `policy` at `now_s` on a batch in order of arrival.
 
     Raises InvalidInput for a rule in Python whose decision does not partition it.
     """

@@ -300,7 +300,7 @@ def _one_by_one(code, memory, ids, now_s):
 
 @inner
 def _sorted(code, memory, ids):
-    """By deadline or by estimate; all run."""
+    """Order by deadline or by estimate; run all."""
     decided, b = memory.decided, len(ids)
     by = memory.deadline_s if code.kind == EDF else memory.estimated_s
     for at in range(b):

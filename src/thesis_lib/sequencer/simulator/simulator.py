@@ -87,7 +87,7 @@ def _each_s(slo_s: float | F64, n: int) -> F64:
 def _history(
     state: State, arrival_s: F64, deadline_s: F64, decided_s: F64, dropped: Bool
 ) -> History:
-    """What a database whose log has ended says of it, with what others know (n,)."""
+    """Return the history of a database whose log has ended, with known times (n,)."""
     return History(
         arrival_s=arrival_s,
         deadline_s=deadline_s,
@@ -132,7 +132,7 @@ class Run(NamedTuple):
         )  # fmt: skip
 
     def history(self) -> History:
-        """What has become of all transactions, once everything was decided on."""
+        """Return the history of all transactions after the last decision."""
         before = self.before
         return _history(
             self.state, before.arrival_s, before.deadline_s, before.decided_s,

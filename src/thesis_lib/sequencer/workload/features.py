@@ -1,4 +1,4 @@
-"""What is known of a transaction before it runs, as a matrix.
+"""Features of a transaction that are known before it runs, as a matrix.
 
 Static features come from the transaction itself; dynamic ones from what a sequencer
 has seen when it orders the transaction: what it let in before, and what has
