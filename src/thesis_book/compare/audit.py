@@ -149,7 +149,7 @@ def _faults(
 
 
 def _rests(row: Mapping[str, Any], length: float | None) -> str:
-    """How many of what a claim rests on, and by which method its ends are found."""
+    """Return a claim's sample size and the method of its interval."""
     if not row["of"]:
         return "exact"
     of = f" of {length:,.0f} transactions" if length else ""

@@ -76,7 +76,7 @@ COLUMNS = [
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """All claims and all machines.
+    """The table of all claims and all machines.
 
     `rows` has a row for each claim, profile and run. Columns are those of `Claim`, with
     its key as `claim`, and `profile`, `run` (its label), `reference` and `value` (a

@@ -105,7 +105,7 @@ def repository() -> Path:
 
 
 def chapters() -> list[Chapter]:
-    """All chapters, in order."""
+    """Return all chapters, in order."""
     notebooks = sorted((repository() / "notebooks").glob("[0-9][0-9]_*.ipynb"))
     return [Chapter(path) for path in notebooks]
 
@@ -238,7 +238,7 @@ def reject_unknown(
 
 
 def code(notebook: "NotebookNode") -> str:
-    """All code of a notebook."""
+    """Return all code of a notebook."""
     return "\n".join(c.source for c in notebook.cells if c.cell_type == "code")
 
 

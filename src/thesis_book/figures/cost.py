@@ -48,7 +48,7 @@ def monthly_bills(
 
 
 def tornado(bars: pd.DataFrame, base: float, labels: Mapping[str, str]) -> Drawing:
-    """How far a cost moves over the range of each input, the largest on top.
+    """Plot the change of a cost over the range of each input, the largest on top.
 
     `bars` are those of `experiments.memory.costs.tornado`, `base` the cost with every
     input at its value; an input that moves nothing is left out.

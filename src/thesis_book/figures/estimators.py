@@ -50,7 +50,7 @@ def _melted(table: pd.DataFrame, column: str, value: str) -> pd.DataFrame:
 
 
 def collected_trace(trace: Trace) -> Drawing:
-    """Where a measured transaction spends its time, and how that scatters by type."""
+    """Plot the time of a measured transaction by part, and its spread by type."""
     figure, left, right = style.axes(2, height_in=3.2)
     units_s = dict(zip(trace.unit_names, trace.units_s.T, strict=True))
     mean_us = _mean_us(trace, units_s)
@@ -164,7 +164,7 @@ def operating_units(
 def coverage(
     trace: Trace, bounds_s: Mapping[str, Mapping[float, F64]], window: int
 ) -> Drawing:
-    """How many times stay within their bound: over the run, and by type.
+    """Plot the share of times within their bound: over the run, and by type.
 
     `bounds_s` (n,) by how they were made (the last one in full colour) and level. The
     left panel counts the last `window` transactions, the right one all of a type.

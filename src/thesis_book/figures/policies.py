@@ -95,7 +95,7 @@ def rates_by_scenario(
     saturation_per_s: Mapping[str, float],
     policies: Sequence[str],
 ) -> Drawing:
-    """All commits above, those on time below, against load: a column a scenario.
+    """Plot throughput and goodput against load: a column a scenario.
 
     In percent of the saturation of FIFO, which the vertical line marks. The dotted
     diagonal commits everything as it comes.

@@ -122,7 +122,7 @@ PLAIN = "{x:,.10g}"  # 0.1 and 1,000 where matplotlib writes powers of ten
 
 
 class _PlainSymlog(SymmetricalLogScale):
-    """With plain numbers at its ticks."""
+    """Use plain numbers at its ticks."""
 
     def set_default_locators_and_formatters(self, axis: Axis) -> None:
         super().set_default_locators_and_formatters(axis)
@@ -355,7 +355,7 @@ def move_apart(panel: Axes, beside: bool = False) -> None:
 
 
 def _away(box: Bbox, point: F64) -> float:
-    """How far a point is from a box, for a label that stands beside another's."""
+    """Return the distance of a point from a box, for a label next to another."""
     return float(np.hypot(*np.maximum(0, np.maximum(box.min - point, point - box.max))))
 
 
@@ -415,7 +415,7 @@ def arrow(
 
 # --- Runs beside each other -----------------------------------------------------
 def against_reference(times: pd.DataFrame) -> Drawing:
-    """Each time over that of the reference, in the band where it was to be expected.
+    """Plot each time over that of the reference, in its expected band.
 
     Columns: says, ratio, low, high (NaN without an interval), expected_low and
     expected_high (NaN where no band is known), good. A claim's name stands above its

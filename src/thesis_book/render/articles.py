@@ -104,7 +104,7 @@ def _page(html: Path, name: str, part: str, names: list[str]) -> Page:
     _clean(article)
 
     def address(link: str) -> str:
-        """Where a link of the page leads in one text; empty where nowhere."""
+        """Return the target of a link of the page in one text; empty without one."""
         target = urlsplit(link)
         if target.scheme or target.netloc:
             return link

@@ -267,7 +267,7 @@ def _canonical(address: str, where: str = "") -> str | None:
 
 
 def repository_address(checkout: Path) -> str | None:
-    """Where readers find this repository on GitHub, None where that is not known.
+    """Return the address of this repository on GitHub, or None if unknown.
 
     The first of: THESIS_REPOSITORY in the environment, the remote `origin` where it is
     on GitHub, `repository.url` in _config.yml. Raises InvalidInput if what was set by

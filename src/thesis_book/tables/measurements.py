@@ -67,7 +67,7 @@ def read(name: str) -> dict[str, Any]:
 
 
 def origin(record: dict[str, Any]) -> str:
-    """Where a record comes from: processor, cores and commit."""
+    """Return the origin of a record: processor, cores and commit."""
     machine = record["machine"]
     return f"{machine['cpu']}, {machine['cores']} cores, commit {record['commit'][:7]}"
 
@@ -263,7 +263,7 @@ def gpu(record: dict[str, Any] | None) -> pd.DataFrame:
 
 # --- Plans ---------------------------------------------------------------------------
 def certificate(record: dict[str, Any]) -> dict[str, Any]:
-    """How the plans that were run at their limits fared: counts, and per cent.
+    """Return the results of plans that were run at their limits, in per cent.
 
     Steps and whole runs of transformers' generate apart: the first are rehearsed as
     they are run, the second for the greediest way to choose a token.

@@ -76,7 +76,7 @@ def evidence(field: Field, system: str) -> pd.DataFrame:
 
 
 def counts(field: Field) -> dict[str, int | str]:
-    """How many cells, systems and features there are, and how they fell out.
+    """Count cells, systems and features, and the outcomes of the comparison.
 
     `ahead` are the features that some other system has wholly and this work does not;
     `alone` those of this work for which no other system is known to have as much as a

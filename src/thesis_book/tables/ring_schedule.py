@@ -1,4 +1,4 @@
-"""When each staging buffer receives which layer, and when it computes.
+"""Schedule of the staging buffers: which layer each receives, and when.
 
 A tiny discrete schedule of the ring: one reader that never has two layers on the link
 at once, one processor that never has two layers at work. It is what the picture of the

@@ -1,4 +1,4 @@
-"""Where data and caches are, and files that are written whole or not at all."""
+"""Locate data and caches, and write files whole or not at all."""
 
 import hashlib
 import os

@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 def seconds_of(work: Callable[[], object]) -> float:
-    """How long one call takes."""
+    """Measure the time of one call."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start

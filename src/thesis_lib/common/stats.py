@@ -34,7 +34,7 @@ class Interval:
     method: str = field(default="", kw_only=True)
 
     def numbers(self, name: str, times: float = 1.0) -> dict[str, float | str]:
-        """As it is published: `name`, its ends, n, and what kind of interval it is."""
+        """Return the published form: `name`, its ends, n, and the kind of interval."""
         return {
             name: times * self.value,
             f"{name}_low": times * self.low,
@@ -44,7 +44,7 @@ class Interval:
         }
 
     def rate(self, amount: float) -> "Interval":
-        """So much over it: of a time the rate."""
+        """Divide a number by the interval, as a rate from a time."""
         high = amount / self.low if self.low > 0 else inf
         return replace(
             self, value=amount / self.value, low=amount / self.high, high=high
@@ -157,7 +157,7 @@ def batch_interval(n: int, statistic: Callable[[slice], float]) -> Interval:
 
 
 def quantile_interval(values: F64, share: float) -> Interval:
-    """As `batch_interval`, a quantile of (n,) values that follow each other."""
+    """Return `batch_interval` of a quantile of (n,) consecutive values."""
     return batch_interval(len(values), lambda rows: np.quantile(values[rows], share))
 
 
@@ -177,7 +177,7 @@ def share_interval(count: int, n: int) -> Interval:
 
 
 def p_value(values: ArrayLike) -> float:
-    """How often (n,) independent values have a mean as far from zero, if it is zero.
+    """Return the probability that (n,) values of mean zero have a mean as far off.
 
     Two-sided, by Student's t; 1 for fewer than LEAST values. Raises InvalidInput as
     `mean_interval`.

@@ -54,7 +54,7 @@ class Turn:
         )
 
     def close(self, ending: Ending) -> None:
-        """It is over: served, or it failed while it ran, or its client has left."""
+        """End the request: served, failed, or its client has left."""
         self.controller._close(self, ending)
 
 

@@ -1,4 +1,4 @@
-"""How long a request will take, learned from those that have been served.
+"""Estimate the duration of a request from those already served.
 
 For each kind a linear regression of the logarithm of service time on its features,
 which forgets exponentially: the means, variances and covariances of all so far, the

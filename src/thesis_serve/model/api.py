@@ -144,7 +144,7 @@ class _Message(_Strict):
     name: str | None = None
 
     def plain(self) -> dict[str, str]:
-        """As a chat template takes it."""
+        """Return the message in the form of a chat template."""
         content = self.content
         if not isinstance(content, str):
             content = "".join(part.text for part in content)

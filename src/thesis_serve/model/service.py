@@ -54,7 +54,7 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a text came to its end: "stop" before its length was reached, or "length"."""
+    """Return the finish reason: "stop" before the maximum length, or "length"."""
 
     reason: str
     tokens: int
@@ -84,7 +84,7 @@ class PassEstimator:
         return (used + 0.5) * pass_s
 
     def used(self, passes: int) -> None:
-        """How many passes the request took that is learned from next."""
+        """Record how many passes the request took that is learned from next."""
         self._used = passes
 
     def learn(self, kind: str, features: Sequence[float], took_s: float) -> None:

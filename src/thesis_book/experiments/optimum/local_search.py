@@ -41,7 +41,7 @@ class Jobs(NamedTuple):
 
 
 class Locks(NamedTuple):
-    """Until when each key is held, minus infinity if it never was.
+    """The time until which each key is held, minus infinity if it never was.
 
     `claims` says who waits for it in front: nobody, some that share it, or one that
     does not.

@@ -96,7 +96,7 @@ def noise_ceilings(trace: Trace, column: str) -> pd.Series:
 def by_type(
     trace: Trace, predicted_s: F64, bounds_s: Mapping[float, F64] | None = None
 ) -> pd.DataFrame:
-    """How good (n,) predictions are: a row for all, then one for each type.
+    """Return the accuracy of (n,) predictions: a row for all, then one a type.
 
     Columns: transactions; q-error p50, p95, p99; R² of log; MAE in µs; and, for
     bounds (n,) by level, the percentage of the truth that each covers. A type with a
@@ -153,7 +153,7 @@ def squared_errors(trace: Trace, predicted_s: Mapping[str, F64]) -> dict[str, F6
 
 
 def by_unit(trace: Trace, predicted_s: Mapping[str, F64]) -> pd.DataFrame:
-    """Where the time goes and how well it is predicted: a row an operating unit.
+    """Return the time and its prediction error by operating unit, a row each.
 
     `predicted_s` (n,) by unit, of which `rest` is what no unit claims. Columns: its
     percentage of the service time; the sum of the predictions over that of the truth,
@@ -231,7 +231,7 @@ def _log_error(readable: _Readable, features: F64, service_s: F64) -> float:
 def importance(
     estimator: LatencyEstimator, trace: Trace, repeats: int = 5
 ) -> pd.DataFrame:
-    """How much worse it gets when a feature is shuffled: a row a type, a column each.
+    """Return the permutation importance of each feature: a row a type.
 
     By how many percent the mean q-error (geometric) grows if the values of a feature
     are exchanged among the transactions of the type, on average over `repeats`. Best

@@ -1,4 +1,4 @@
-"""How well latencies are forecast on arrival, through queues and locks."""
+"""Accuracy of latency forecasts on arrival, through queues and locks."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -28,7 +28,7 @@ CALIBRATED = 0.3  # of a run, warm-up included, before its latency bounds are ju
 def forecast_finish(
     trace: Trace, estimated_s: F64, *, cores: int, slo_s: float
 ) -> tuple[F64, History]:
-    """When each transaction was forecast to commit, on its arrival; and what happened.
+    """Return each transaction's forecast commit on arrival, and the history.
 
     First come, first served, nothing dropped, so that every forecast comes true or
     not. The forecast (n,), in seconds, is what the look-ahead schedule makes of the
@@ -90,7 +90,7 @@ def end_to_end(
     config: SimulationConfig, estimate: Estimate, loads: Iterable[float], *,
     seeds: int, seed: int,
 ) -> pd.DataFrame:  # fmt: skip
-    """How good latencies are forecast on arrival: for each load and seed, by type.
+    """Return the accuracy of latency forecasts: for each load and seed, by type.
 
     Columns: load, seed, type (`all` first); q-error p50, p95, p99 and MAE in µs of the
     latency; `late`, the share that commits late; `auroc` of being late by the forecast,

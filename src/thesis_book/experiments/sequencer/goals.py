@@ -1,4 +1,4 @@
-"""How far `bid-price` is from what it was to reach, and from everybody else.
+"""Distance of `bid-price` from its goals, and from all baselines.
 
 The goals were set before the policy was designed. Every run here is of one
 configuration and on seeds that no design has seen; what has to pass is the pessimistic
@@ -570,7 +570,7 @@ def summarize_windows(solved: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def distance(runs: pd.DataFrame) -> pd.DataFrame:
-    """Where the violations of bid-price come from, in percent of arrivals, by load.
+    """Return the sources of bid-price's violations, in percent of arrivals, by load.
 
     Means over the seeds of `distances`. Columns: `bid-price`, and its parts: `bound`,
     which no policy avoids; `open`, from there to the best schedule found, where the

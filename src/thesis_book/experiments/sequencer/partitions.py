@@ -275,7 +275,7 @@ class Calendar(NamedTuple):
 
 
 def _empty_calendar(work: Partitioned, rows: I64) -> Calendar:
-    """Before anything is decided; `rows` (n, 2) as in `Calendar`."""
+    """Return the state before any decision; `rows` (n, 2) as in `Calendar`."""
     n, crossing = len(work), int(work.crosses.sum())
     return Calendar(
         arrival_s=work.trace.arrival_s,
@@ -421,7 +421,7 @@ def _decide(site, memory, model, code, calendar, in_flight, booked_s, now_s):
 
 @njit(cache=True)
 def _next_event_s(calendar, arrived, next_s):
-    """When something happens next, or infinity."""
+    """Return the time of the next event, or infinity."""
     now_s, counts = next_s.min(), calendar.counts
     if arrived < len(calendar.arrival_s):
         now_s = min(now_s, calendar.arrival_s[arrived])

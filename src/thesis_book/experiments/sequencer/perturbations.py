@@ -86,7 +86,7 @@ def slowed(trace: Trace, factor: F64) -> Trace:
 
 
 def slowness(at_s: F64, depth: float, period_s: float) -> F64:
-    """How much longer everything takes at `at_s` (n,): a slow wave of mean one."""
+    """Return the slowdown at `at_s` (n,): a slow wave of mean one."""
     return 1 + depth * on_grid(np.sin(2 * np.pi / period_s * at_s))
 
 

@@ -95,7 +95,7 @@ def beyond_fifo(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def verdict(table: pd.DataFrame, policy: str) -> dict[str, float | int | str]:
-    """How `policy` fares in a table of `beyond_fifo`, and where it fares worst.
+    """Return the results of `policy` in a table of `beyond_fifo`, and the worst.
 
     `settings`, of which so many are `within`; and of the one whose interval ends
     highest its `misestimation`, `load` and `points` with their `metrics.ENDS`.
@@ -174,7 +174,7 @@ class FlashCrowd:
 
     @property
     def end_s(self) -> float:
-        """When the rate is back."""
+        """Return when the rate is back to normal."""
         return self.begin_s + self.last_s
 
     def arrivals(self, rate_per_s: float, n: int, rng: np.random.Generator) -> F64:
@@ -183,7 +183,7 @@ class FlashCrowd:
         return flash_crowd_arrivals(rate_per_s, self.times * rate_per_s, span_s, n, rng)
 
     def transactions(self, rate_per_s: float, after_s: float) -> int:
-        """As many as arrive on average up to `after_s` after the crowd."""
+        """Return the expected arrivals up to `after_s` after the crowd."""
         spans_s = self.begin_s + after_s + self.times * self.last_s
         return round(rate_per_s * spans_s)
 

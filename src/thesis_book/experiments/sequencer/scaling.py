@@ -167,7 +167,7 @@ def capacities(runs: pd.DataFrame, exchange: Exchange = EXCHANGE) -> pd.DataFram
 
 
 def one_sequencer(cases: Sequence[Mapping]) -> pd.DataFrame:
-    """How busy deciding keeps a single sequencer, by policy, load and cores.
+    """Return a single sequencer's utilization, by policy, load and cores.
 
     `cases` are those of the record of `benchmarks/scale.py`. Columns: arrivals a second
     (`rate_per_s`), the mean cost of a decision to a transaction (`decide_us`), and

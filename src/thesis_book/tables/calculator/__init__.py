@@ -42,7 +42,7 @@ class Slider:
     factor: float = 1.0  # from the value to what is shown
 
     def position(self, value: float) -> int:
-        """Where the slider stands for a value: 0 to STEPS."""
+        """Return the slider's position for a value: 0 to STEPS."""
         share = math.log(value / self.low) / math.log(self.high / self.low)
         return min(max(round(STEPS * share), 0), STEPS)
 

@@ -229,7 +229,7 @@ def _whitened(gram: F64, group: int, known: list[tuple[F64, Whitening]]) -> Whit
 
 @dataclass(frozen=True, slots=True)
 class Refinement:
-    """How the factors and norms of a block are trained: Adam, one window a step."""
+    """Settings for training factors and norms of a block: Adam, one window a step."""
 
     steps: int = 32
     rate: float = 5e-5  # decays to zero along half a cosine

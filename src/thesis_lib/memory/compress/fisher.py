@@ -1,4 +1,4 @@
-"""How much the loss minds an error at each output of a linear layer.
+"""Sensitivity of the loss to an error at each output of a linear layer.
 
 Of the Fisher information of a layer's weights, as K-FAC factors it, the factor of the
 outputs: the second moments of the loss's gradient there. `svd.gram_matrices` is the

@@ -55,7 +55,7 @@ class Card:
         return self.raw_bytes_per_s * PAYLOAD_BYTES / packet
 
     def machine(self, count: int = 1, link_bytes_per_s: float | None = None) -> Machine:
-        """So many of them as one, with host memory for all that does not fit on them.
+        """Return several cards as one, with host memory for what does not fit on them.
 
         The link is that of the data sheet unless given; no disk is waited for.
         """

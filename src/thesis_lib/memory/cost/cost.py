@@ -50,7 +50,7 @@ class Mix:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """How long a batch takes: its prompts and first tokens, then each further step."""
+    """Return the time of a batch: prompts and first tokens, then each further step."""
 
     first_token_s: Amount
     step_s: Amount

@@ -38,7 +38,7 @@ LEAST_HEAT = 1e-6  # below it logits over the temperature leave the numbers ther
 
 @dataclass(frozen=True, slots=True)
 class Writing:
-    """How a text is continued.
+    """Settings of text generation.
 
     Without a `temperature` by the likeliest token; with one, tokens are drawn, by
     `seed`, from the likeliest that together have the probability `top_p`. A text ends
@@ -77,7 +77,7 @@ class Writing:
         }  # fmt: skip
 
     def end(self, text: str) -> int:
-        """Where a text ends: before the first stop word, or whole."""
+        """Return the end of a text: before the first stop sequence, or its length."""
         ends = [text.find(word) for word in self.stop]
         return min([at for at in ends if at >= 0], default=len(text))
 
@@ -261,7 +261,7 @@ def describe_bytes(
 
 @dataclass(frozen=True, slots=True)
 class Streaming:
-    """Where a model streams, beside the memory of its device.
+    """Settings of streaming, in addition to the device's memory.
 
     `host_bytes` hold layers that the device does not, a `ring` of staging buffers (by
     default the most of 3, 2 and 1 that fit) those on their way to the `device`. With

@@ -221,7 +221,7 @@ def decode_greedily(
 
 
 def _count_alike(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two sequences share before they differ."""
+    """Return the length of the common prefix of two sequences."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
 

@@ -1,1 +1,1 @@
-"""How good and how fast a model is: perplexity, timed passes."""
+"""Evaluate quality and speed of a model: perplexity, timed passes."""

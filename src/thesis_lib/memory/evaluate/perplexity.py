@@ -44,7 +44,7 @@ class Perplexity:
         return float(np.exp(self.nll.sum() / self.tokens))
 
     def interval(self) -> Interval:
-        """It with its interval, for text of this kind.
+        """Return the perplexity with its interval, for text of this kind.
 
         Windows are the observations, because tokens within one depend on each other.
         """
@@ -78,7 +78,7 @@ def pooled_ratio(scores: Sequence[Perplexity], reference: Perplexity) -> Interva
 
 
 def window_tokens(tokens: int, context: int) -> I64:
-    """How many of `tokens` each window scores that does not overlap the one before.
+    """Return how many of `tokens` each window scores without overlap.
 
     The context each, and what is left for the last, (w,).
     """

@@ -37,7 +37,7 @@ def is_matrix(name: str, shape: tuple[int, ...]) -> bool:
 
 @dataclass(frozen=True)
 class WeightFormat:
-    """How the decoder layers of a checkpoint are stored; its defaults are dense.
+    """The storage format of a checkpoint's decoder layers; dense by default.
 
     A value: two formats are equal where the same bytes mean the same. Names of tensors
     are relative to their layer, `layer` is its number, or NON_LAYER for all that no
@@ -117,7 +117,7 @@ class WeightFormat:
         entries: Mapping[str, Entry],
         contents: Iterable[memoryview],
     ) -> int:
-        """As `NewCheckpoint.write`, of full names; the bytes of what was written."""
+        """Write tensors by full name, as `NewCheckpoint.write`; return the bytes."""
         checkpoint.write(layer, entries, contents)
         return sum(map(nbytes, entries.values()))
 

@@ -33,7 +33,7 @@ _SHARE = 2**22  # weights, at least, that one of several threads restores
 
 
 def format_layout(recipes: Mapping[str, LowBitConfig]) -> str:
-    """How a checkpoint names the recipes of the matrices of a layer.
+    """The names that a checkpoint uses for the recipes of a layer's matrices.
 
     By their names in the layer, such as mlp.up_proj=3b192+8r4b: three bits, a scale
     for each 192 inputs, and factors of rank 8 in four bits. All layers are alike.

@@ -91,7 +91,7 @@ def unpack(blocks: Tensor, kind: Type) -> Tensor:
 
 
 def _weights(row_bytes: int, kind: Type) -> int:
-    """How many weights blocks of so many bytes hold."""
+    """Return the number of weights in blocks of so many bytes."""
     block, size = gguf.GGML_QUANT_SIZES[kind]
     return row_bytes // size * block
 
@@ -141,7 +141,7 @@ class _Lanes(NamedTuple):
         return self.builder.shuffle_vector(first, empty, self.same(0))
 
     def place(self, kind: Any, array: Any, at: Any, of: Any) -> Any:
-        """Where sixteen numbers of an array begin."""
+        """Return the address of sixteen numbers of an array."""
         data = self.context.make_array(kind)(self.context, self.builder, array).data
         first = self.builder.gep(data, [at])
         return self.builder.bitcast(first, _vector(of).as_pointer())
@@ -396,7 +396,7 @@ class Blocks(WeightFormat):
 
     @classmethod
     def read(cls, folder: Path, layout: str) -> Self:
-        """With the types that the configuration lists."""
+        """Return the format with the types that the configuration lists."""
         return cls(layout, read_by_layer(folder, "types", str))
 
     def describe(self) -> dict[str, Any]:
@@ -421,7 +421,7 @@ class Blocks(WeightFormat):
         return {"blocks": ("U8", (m, n // block * size))}
 
     def swap(self, layers: nn.ModuleList) -> None:
-        """As any format. Rejects types of names without a matrix."""
+        """Replace the linear layers. Rejects types of names without a matrix."""
         for layer, names in zip(layers, self.types, strict=True):
             linears(layer, names)
         super().swap(layers)
@@ -435,7 +435,7 @@ class Blocks(WeightFormat):
         return BlocksLinear(dense, entries, self._type(layer, name))
 
     def for_dry_run(self, layers: int) -> Self:
-        """With that type of each matrix, in every layer, that takes the most."""
+        """Return the format with the largest type of each matrix in every layer."""
         kinds_by_part: dict[str, set[str]] = defaultdict(set)
         for layer in self.types:
             for name, kind in layer.items():

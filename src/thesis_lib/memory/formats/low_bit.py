@@ -64,7 +64,7 @@ FACTOR_BITS = 4
 
 @dataclass(frozen=True, slots=True)
 class LowBitConfig:
-    """How one matrix is stored: its grid, and the rank and bits of its correction."""
+    """The storage of one matrix: its grid, and the rank and bits of its correction."""
 
     grid: Grid
     rank: int = 0

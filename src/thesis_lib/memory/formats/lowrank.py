@@ -66,7 +66,7 @@ class LowRank(WeightFormat):
 
     @classmethod
     def read(cls, folder: Path, layout: str) -> Self:
-        """With the ranks that the configuration lists."""
+        """Return the format with the ranks that the configuration lists."""
         return cls(layout, read_by_layer(folder, "ranks", int))
 
     def describe(self) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class LowRank(WeightFormat):
         return {"left": (dtype, (m, rank)), "right": (dtype, (rank, n))}
 
     def swap(self, layers: nn.ModuleList) -> None:
-        """As any format. Rejects ranks of names without a matrix."""
+        """Replace the linear layers. Rejects ranks of names without a matrix."""
         for layer, ranks in zip(layers, self.ranks, strict=True):
             linears(layer, ranks)
         super().swap(layers)
@@ -103,7 +103,7 @@ class LowRank(WeightFormat):
         return LowRankLinear(left, right, dense.bias)
 
     def for_dry_run(self, layers: int) -> Self:
-        """With the largest rank of each matrix in every layer."""
+        """Return the format with the largest rank of each matrix in every layer."""
         return replace(self, ranks=[largest_ranks(self.ranks)] * layers)
 
 

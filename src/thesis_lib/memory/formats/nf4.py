@@ -383,7 +383,7 @@ class _Packed(WeightFormat, ABC):
         return dict(zip(names, packed, strict=True))
 
     def swap(self, layers: nn.ModuleList) -> None:
-        """As any format. Rejects a layout that this machine cannot run."""
+        """Replace the linear layers. Rejects a layout that this machine cannot run."""
         require(
             _runs(self.layout),
             f"weights in the layout {self.layout!r} need a processor with AVX512-BF16, "

@@ -58,7 +58,7 @@ _SOFT_CAPS = {
 
 
 class Architecture(NamedTuple):
-    """How llama.cpp stores the models of an architecture."""
+    """The layout in which llama.cpp stores the models of an architecture."""
 
     model_type: str  # transformers' name
     settings: Mapping[str, str] = {}  # that transformers' table of GGUF files lacks

@@ -20,7 +20,7 @@ _MOST_WORDS = 200  # characters of what transformers said
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' progress bars and warnings; restored afterwards."""
+    """Silence transformers' progress bars and warnings; restore them afterwards."""
     level = logging.get_verbosity()
     bars = logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -136,7 +136,7 @@ def decode(tokenizer: Any, tokens: Sequence[int]) -> str:
 
 
 def read_generation(folder: Path | str, config: Any) -> GenerationConfig:
-    """How a checkpoint wants text to be generated: its file, or its configuration.
+    """Return the generation settings of a checkpoint, from its files.
 
     Settings that transformers does not know have no effect there and are left out.
     Raises InvalidInput for a value that its `generate` would choke on, and for a

@@ -25,7 +25,7 @@ ALIGNMENT = 4096  # direct I/O wants offsets, lengths and addresses in whole blo
 
 
 def whole_blocks(n_bytes: int) -> int:
-    """So many bytes, rounded up."""
+    """Round a number of bytes up to a multiple of ALIGNMENT."""
     return -(-n_bytes // ALIGNMENT) * ALIGNMENT
 
 
@@ -189,7 +189,7 @@ class ModelSpec:
 
     @property
     def matrix_outputs(self) -> tuple[int, ...]:
-        """How many outputs the matrices of a layer have, each number once or more."""
+        """Return the numbers of outputs of a layer's matrices."""
         queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
         attention = (queries + 2 * keys,) if self.fused else (queries, keys)
         inner = 2 if self.fused and self.gated else 1

@@ -232,7 +232,7 @@ class StreamedModel:
 
     @property
     def source(self) -> StoredLayers:
-        """Where the weights come from. Raises InvalidInput once the model is closed."""
+        """Return the source of the weights. Raises InvalidInput after `close`."""
         if self._source is None:
             raise InvalidInput(_CLOSED)
         return self._source
@@ -261,7 +261,7 @@ class StreamedModel:
 
     @property
     def mode(self) -> str:
-        """How the disk is read: "direct" or "buffered"."""
+        """Return how the disk is read: "direct" or "buffered"."""
         return self.source.store.mode
 
     def charge(self, budget: DeviceBudget) -> None:
@@ -307,7 +307,7 @@ class StreamedModel:
         return self.step(last, cache, keep=1)
 
     def generate(self, input_ids: Tensor, **options: Any) -> Any:
-        """As transformers' `generate`: sampling, beams, streamers, stopping criteria.
+        """Call transformers' `generate`: sampling, beams, streamers, stopping criteria.
 
         A prompt longer than a pass of the plan goes in several. Raises InvalidInput,
         with nothing written, where prompt and answer may be longer than the context.

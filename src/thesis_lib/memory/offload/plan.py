@@ -1,4 +1,4 @@
-"""Where each layer lives, what the device holds at most, and how long a step takes.
+"""Plan the place of each layer, the device's peak memory, and the time of a step.
 
 A plan is rejected before anything is allocated. What the buffers and the cache hold is
 arithmetic; what a step allocates on the way is rehearsed on tensors without memory.
@@ -222,7 +222,7 @@ class MemoryPlan(Shape):
         return min(max(0.0, (reading - weights) * rate), 1e6)
 
     def tier(self, layer: int) -> Literal["device", "host", "disk"]:
-        """Where `layer` lives: streamed layers of the two tiers alternate evenly."""
+        """Return the tier of `layer`; streamed layers of two tiers alternate evenly."""
         if not self.is_streamed(layer):
             return "device"
         rank = sum(self.is_streamed(i) for i in range(layer))
@@ -333,7 +333,7 @@ def place(
     needed: Callable[[Shape], Footprint],
     split: Callable[[Shape], Footprint] | None = None,
 ) -> MemoryPlan:
-    """As `plan`, where `needed` says what steps of a shape take.
+    """Plan as `plan` does, with `needed` for the memory of steps of a shape.
 
     `split` says it of a model without its tables of tokens, which is what is placed
     where the whole does not fit.
@@ -400,7 +400,7 @@ def _infeasible(
 
 
 def _host_layers(machine: Machine, layers: int, staging: int) -> tuple[int, int]:
-    """How many layers host memory holds, and how many buffers it keeps for others."""
+    """Return the layers that host memory holds, and its buffers for others."""
     if machine.host_bytes == 0:
         return 0, 0
     buffers = machine.host_bytes // staging

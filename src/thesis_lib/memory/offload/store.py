@@ -1,4 +1,4 @@
-"""Where the weights of a streamed model come from: a layer at a time, from disk.
+"""Read the weights of a streamed model from disk, one layer at a time.
 
 The store knows every byte range before the first read, and reads straight into memory
 that the caller owns.
@@ -56,7 +56,7 @@ _GROUP = 192
 
 
 def head_bounds(vocab: int, parts: int) -> list[int]:
-    """Where the parts of an output head begin, and where the last one ends."""
+    """Return the starts of the parts of an output head, and the end of the last."""
     groups = vocab // _GROUP
     return [part * groups // parts * _GROUP for part in range(parts)] + [vocab]
 

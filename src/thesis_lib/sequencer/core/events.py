@@ -206,7 +206,7 @@ class SequencerState(NamedTuple):
 
 
 class RunConfig(NamedTuple):
-    """How clients and sequencer behave; all times in seconds."""
+    """Settings of clients and sequencer; all times in seconds."""
 
     closed: bool  # clients wait for an answer before they submit again
     think_s: float  # and for this long after it
@@ -247,7 +247,7 @@ def front(
 
 @inner
 def _submit(front, number, at_s):
-    """As many clients submit their next transaction, if any is left."""
+    """Submit the next transactions of as many clients, if any are left."""
     arrival_s, deadline_s, slo_s, _, _, _, counts, _ = front
     first = counts[SUBMITTED]
     last = min(first + number, len(arrival_s))
@@ -259,7 +259,7 @@ def _submit(front, number, at_s):
 
 @inner
 def _due_s(front, setting):
-    """When the sequencer takes or ends a batch, from what has been submitted."""
+    """Return when the sequencer next takes or ends a batch."""
     arrival_s, _, _, _, _, _, counts, clock_s = front
     if clock_s[DONE] < np.inf:
         return clock_s[DONE]

@@ -150,7 +150,7 @@ def release(table: LockTable, i: int, ready: I64) -> int:
 # so these are inlined.
 @njit(cache=True, inline="always")
 def free_at(locks, ends_s, i, at_least_s):
-    """When every lock of i is free of who conflicts, at the earliest `at_least_s`."""
+    """Return when all locks of i are free of conflicts, `at_least_s` or later."""
     offsets, key_of, exclusive = locks
     exclusive_end_s, shared_end_s = ends_s
     free_s = at_least_s
@@ -207,7 +207,7 @@ class Uncommitted(NamedTuple):
 
 
 def nobody(keys: KeySets) -> Uncommitted:
-    """All has committed of transactions with these key sets."""
+    """Return the state in which all transactions with these key sets have committed."""
     n, r, k = len(keys), len(keys.keys), keys.n_keys
     return Uncommitted(
         first=np.full(k, NONE),

@@ -203,7 +203,7 @@ def _kinds(scale: txn.Scale | txn.YcsbScale) -> dict[str, type[txn.Transaction]]
 
 
 def _limits(scale: txn.Scale | txn.YcsbScale) -> dict[str, int]:
-    """How many there are of what a field names by its number, from 0."""
+    """Return the number of things that a field numbers, from 0."""
     if isinstance(scale, txn.YcsbScale):
         return {
             "partition": scale.files, "counter": scale.partitions,

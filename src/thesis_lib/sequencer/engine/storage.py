@@ -1,4 +1,4 @@
-"""Where a log leaves its state: one contract, and the databases that keep it.
+"""The interface of a database that executes a log, and its implementations.
 
 `Storage` is a value that names a database; a worker, in this process or another,
 opens a `Session` on it and runs transactions. The engine above knows nothing else of

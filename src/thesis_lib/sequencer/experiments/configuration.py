@@ -156,7 +156,7 @@ def learned_estimate(name: str, past: Trace) -> Estimate:
 def named_estimate(
     name: str, config: "SimulationConfig", noise: float = NOISE
 ) -> Estimate:
-    """Any estimator by name; a learned one is fitted on the trace of PAST_SEED.
+    """Return an estimator by name; a learned one is fitted on the trace of PAST_SEED.
 
     The name may be that of a file of `save_estimator`, which is fitted already, and is
     asked with those features of a trace that it knows. Raises InvalidInput for an
@@ -240,7 +240,7 @@ class SimulationConfig(SystemConfig):
             rule_parameters(rule, constants)  # rejects names that it does not know
 
     def think_time_s(self, load: float) -> float:
-        """How long a client of a closed loop thinks at this load; 0 at infinity."""
+        """Return a client's think time in a closed loop at this load; 0 at infinity."""
         require(load > 0, f"load={load:g}: expected a positive one for a closed loop")
         return (self.clients or 0) / (load * self.saturation_per_s)
 

@@ -1,4 +1,4 @@
-"""How few violations are possible at all: lower bounds that know the future.
+"""Lower bounds on violations, for a known future.
 
 An exact algorithm for one machine, and two relaxations of a whole trace to such
 machines. A relaxation only removes constraints, so that no policy, clairvoyant or

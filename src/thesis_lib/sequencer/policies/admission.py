@@ -93,7 +93,7 @@ def initial_state(slo_s: float, groups: int) -> F64:
 
 @borrowing
 def group_count(control: F64) -> int:
-    """How many groups what is remembered tells apart."""
+    """Return the number of groups in `control`."""
     return (len(control) - GROUPS) // 2
 
 
@@ -165,7 +165,7 @@ def _rise(control, terms):
 
 @inner
 def _something_frees(memory, due_s):
-    """Not every core runs something that is predicted to last beyond `due_s`."""
+    """Return whether a core is predicted to be free by `due_s`."""
     start_s, estimated_s = memory.world.start_s, memory.estimated_s
     for i in memory.world.running:
         if i == NONE or start_s[i] + estimated_s[i] <= due_s:

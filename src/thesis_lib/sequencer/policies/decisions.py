@@ -68,7 +68,7 @@ structref.define_constructor(
 
 @njit(cache=True)
 def decider(code: Code, memory: Memory, model: Model, world: State) -> Decider:
-    """They as one object, whose arrays they stay; the world is what is observed."""
+    """Return views of the arrays as one object; the world is what is observed."""
     return Decider(code, memory, model, world)  # type: ignore[call-arg]
 
 

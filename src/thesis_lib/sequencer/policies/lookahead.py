@@ -183,7 +183,7 @@ def _chain_observed(memory, now_s):
 # --- Simulated forward, with the cores ------------------------------------------
 @inner
 def _due_s(world, model, now_s):
-    """When what is decided on now books its locks: never before the end of the log."""
+    """Return when a decision made now books its locks: never before the log's end."""
     logged = world.progress[LOGGED]
     due_s = now_s + model.lag_s
     return max(due_s, world.dispatch_s[logged - 1]) if logged else due_s

@@ -1,4 +1,4 @@
-"""When policies are asked, and the parameters of their rules."""
+"""Times of decision, and the parameters of rules."""
 
 from dataclasses import dataclass, fields
 from enum import Enum, auto
@@ -11,7 +11,7 @@ from thesis_lib.sequencer.policies.admission import BidPriceParameters
 
 
 class When(Enum):
-    """When the sequencer asks a policy for a decision."""
+    """The event at which the sequencer calls a policy."""
 
     FULL_BATCH = auto()
     """Once for each batch: when it is full, or when its timer ends."""

@@ -53,7 +53,7 @@ def admitted(control: F64, service_s: F64, in_flight: int, room_s: float) -> int
 def controlled(
     control: F64, left_s: F64, now_s: float, spare_s: float, interval_s: float
 ) -> int:
-    """How many of the front of a queue `codel` drops.
+    """Return how many transactions `codel` drops from the front of a queue.
 
     A transaction has waited beyond the target when less than `spare_s` of its objective
     is `left_s`. Once every one that came to the front in `interval_s` had, one is

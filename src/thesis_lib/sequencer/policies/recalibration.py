@@ -1,4 +1,4 @@
-"""How sure an estimate is: bounds that the truth stays below as often as promised.
+"""Calibrated upper bounds of estimates, which hold as often as promised.
 
 Conformal prediction: whatever the model, the ranks of its errors on transactions that
 it was not fitted on say how often the next error is exceeded (Vovk, Gammerman and
@@ -166,7 +166,7 @@ def learn(
 
 @borrowing
 def allowance(online: Online, p: float) -> float:
-    """How many times its calibrated estimate a share p took at most, of the past.
+    """Return the p-quantile of the ratio of truth to calibrated estimate so far.
 
     Rounded up to the next edge of a bin.
     """

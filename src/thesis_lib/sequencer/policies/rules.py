@@ -276,7 +276,7 @@ def _in_turn(code, memory, ids, now_s):
 
 @inner
 def _one_by_one(code, memory, ids, now_s):
-    """Each is dropped with one probability, or where it would wait for a lock."""
+    """Drop at random with one probability, or what would wait for a lock."""
     n_kept = dropped = 0
     share = code.share
     if code.kind == ENVOY:
@@ -390,7 +390,7 @@ def _thesis_code(drops: bool, moves: bool) -> Callable[[Machine, Defects], Thesi
 def _late_code(
     kind: int, waits: bool = False, demotes: bool = False
 ) -> Callable[[Machine, LateBound], LateBinding]:
-    """With `waits`, what waits for a lock goes last; see `_late` for `demotes`."""
+    """Order; with `waits`, lock waiters go last; see `_late` for `demotes`."""
     return lambda on, own: LateBinding(
         kind, least_p=own.least_p, slack_s=on.lag_s if waits else np.inf,
         cores=on.cores if demotes else 0,

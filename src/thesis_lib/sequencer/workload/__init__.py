@@ -1,1 +1,1 @@
-"""Where transactions come from, and what is known of them before they run."""
+"""Workloads: transactions, and what is known of them before they run."""

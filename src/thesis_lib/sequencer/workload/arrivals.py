@@ -1,4 +1,4 @@
-"""When clients ask: Poisson, modulated and stepped arrivals of an open loop.
+"""Arrival processes of an open loop: Poisson, modulated and stepped.
 
 Every function is seeded: the same arguments give the same arrivals, on every machine
 and in every process.

@@ -195,7 +195,7 @@ class _ConflictGraph:
 
 
 def columns(trace: Trace, names: tuple[str, ...]) -> I64:
-    """Where the features `names` stand in the matrix of `trace`."""
+    """Return the columns of the features `names` in the matrix of `trace`."""
     for name in names:
         choice("feature", name, trace.feature_names)
     return np.array([trace.feature_names.index(name) for name in names], np.int64)

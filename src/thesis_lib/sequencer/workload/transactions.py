@@ -55,7 +55,7 @@ _SYLLABLES = (
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How much data a TPC-C database holds, and the number of each of its locks.
+    """The size of a TPC-C database, and the number of each of its locks.
 
     The specification has 3,000 customers to a district and 100,000 items; the
     defaults are a tenth and a hundredth of that, and non-uniform choices scale along.
@@ -200,7 +200,7 @@ FIELDS = 10  # of a record, 100 characters each
 
 @dataclass(frozen=True, slots=True)
 class YcsbScale:
-    """How much data a YCSB database holds, and the number of each of its locks.
+    """The size of a YCSB database, and the number of each of its locks.
 
     Records lie in `files` partitions; one more holds the counter, so that counting
     locks no file of records. Raises InvalidInput for a count out of range.
