@@ -203,7 +203,7 @@ class Parameter:
         return self.type_name != self.element
 
     def fits(self, value: Any) -> bool:
-        """Whether `value` has the declared type."""
+        """Return whether `value` has the declared type."""
 
         def is_one(item: Any) -> bool:
             if isinstance(item, bool):

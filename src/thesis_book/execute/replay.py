@@ -56,7 +56,7 @@ class ExecutedKernel:
         self._messages: Iterator[dict[str, Any]] = iter(())
 
     def is_alive(self) -> bool:
-        """Whether cells can be answered: always."""
+        """Return whether cells can be answered: always."""
         return True
 
     def execute_cell_input(self, source: str, allow_stdin: bool | None = None) -> str:

@@ -352,7 +352,7 @@ class LiveSequencer:
 
     # --- What can be seen -------------------------------------------------------
     def __contains__(self, number: int) -> bool:
-        """Whether request `number` waits or runs."""
+        """Return whether request `number` waits or runs."""
         return number in self._slot
 
     @property

@@ -52,7 +52,7 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def _asks(name: str, value: Any) -> bool:
-    """Whether a field asks for something: no 0 does, but that of `logprobs`."""
+    """Return whether a field asks for something: no 0 does, but that of `logprobs`."""
     zero = name == "logprobs" and value == 0 and value is not False
     return zero or value not in _NOTHINGS
 
@@ -380,7 +380,7 @@ class _Api:
             )  # fmt: skip
 
     async def health(self, _: Request) -> Response:
-        """Whether texts are written, and why not."""
+        """Return whether texts are written, and why not."""
         fault = self.service.fault
         status = {"status": "ok"} if fault is None else {"status": "lost", "why": fault}
         return JSONResponse(status, 200 if fault is None else 503)

@@ -199,7 +199,7 @@ def _in_order(
 
 @njit(cache=True)
 def _undisturbed(jobs, core_s, running, before_s, at_s):
-    """Whether all that runs past `at_s` ran then before, and as long."""
+    """Return whether all that runs past `at_s` ran then before, and as long."""
     for core in range(len(core_s)):
         if core_s[core] > at_s:
             began_s = before_s[running[core]]

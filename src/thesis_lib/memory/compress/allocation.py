@@ -95,7 +95,7 @@ class Spectrum:
     gains: F64  # (k,) loss saved by the first rank, the second, …; descending
 
     def offers(self) -> list[Offer]:
-        """Yield each rank that is smaller than the matrix, and last the matrix itself."""
+        """Yield each rank smaller than the matrix, and last the matrix itself."""
         m, n = self.m, self.n
         left = [*np.cumsum(self.gains[::-1])[::-1].tolist(), 0.0]  # by rank from 0
         smaller = range(1, min(-(-m * n // (m + n)), len(left)))

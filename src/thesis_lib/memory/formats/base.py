@@ -31,7 +31,7 @@ Stored = TypeVar("Stored")
 
 
 def is_matrix(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a tensor of a decoder layer is the weight of an `nn.Linear`."""
+    """Return whether a tensor of a decoder layer is the weight of an `nn.Linear`."""
     return len(shape) == 2 and name.endswith(".weight")
 
 

@@ -102,7 +102,7 @@ def _gather(rows: Iterable[Tensor], n: int, dim: int) -> Tensor:
 
 
 def mixes_rows(x: Tensor, *weights: Any, **options: Any) -> bool:
-    """Whether some bit of a linear layer depends on how many rows it is given.
+    """Return whether some bit of a linear layer depends on how many rows it is given.
 
     Tried on `_CANCELLED` random rows that nearly cancel in one output each, whose bits
     are then those of the roundings, and of the order of the sum; and on so many more

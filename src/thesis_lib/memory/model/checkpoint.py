@@ -172,7 +172,7 @@ def read_manifest(
 
 
 def _is_recorded(entry: Any) -> bool:
-    """Whether a manifest says of a file what it has to."""
+    """Return whether a manifest says of a file what it has to."""
     return (
         isinstance(entry, dict)
         and type(entry.get("bytes")) is int

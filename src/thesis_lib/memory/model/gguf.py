@@ -258,7 +258,7 @@ def _rope(file: GgufFile, head_dim: int) -> dict[str, Any]:
 
 
 def _factored(file: GgufFile) -> bool:
-    """Whether the file has a tensor that is a setting and not a parameter."""
+    """Return whether the file has a tensor that is a setting and not a parameter."""
     return file.architecture == "llama" and _FREQUENCIES in file.tensors
 
 
@@ -485,7 +485,7 @@ def _write(
 
 
 def _stays(name: str, tensor: GgufTensor) -> bool:
-    """Whether a parameter is a matrix of a layer in blocks."""
+    """Return whether a parameter is a matrix of a layer in blocks."""
     matrix = len(tensor.shape) == 2 and split_name(name)[0] != NON_LAYER
     return matrix and tensor.kind not in _PLAIN
 

@@ -226,7 +226,7 @@ class _Reader:
 
 @cache
 def is_decoded(kind: int) -> bool:
-    """Whether the gguf package decodes a type, tried on a block of zeros.
+    """Return whether the gguf package decodes a type, tried on a block of zeros.
 
     It lists no types that it decodes: of others it raises NotImplementedError.
     """

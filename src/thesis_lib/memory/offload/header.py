@@ -101,7 +101,7 @@ def _read_span(name: str, entry: Any, fail: Callable[[str], NoReturn]) -> Placem
 
 
 def _are_sizes(value: Any) -> bool:
-    """Whether a JSON value is a list of numbers that 64 bits count."""
+    """Return whether a JSON value is a list of numbers that 64 bits count."""
     return isinstance(value, list) and all(
         type(part) is int and 0 <= part < 2**64 for part in value
     )

@@ -231,7 +231,7 @@ class MemoryPlan(Shape):
         return "disk" if on_disk else "host"
 
     def is_streamed(self, layer: int) -> bool:
-        """Whether `layer` moves in each step.
+        """Return whether `layer` moves in each step.
 
         Resident layers are spread evenly, so that the reader never waits long for a
         free buffer.

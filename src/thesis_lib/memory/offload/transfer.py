@@ -49,7 +49,7 @@ class Ring(Generic[Buffer]):
 
     @property
     def at_start(self) -> bool:
-        """Whether the first layer is the next one."""
+        """Return whether the first layer is the next one."""
         whole = len(self._pending) == len(self.buffers)  # none lost by an exception
         return not self.layers or (whole and self._pending[0][0] == 0)
 

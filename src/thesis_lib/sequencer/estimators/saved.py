@@ -25,7 +25,7 @@ TRUSTED = (*LEARNED.values(), Trees)
 
 
 def is_file(estimator: str) -> bool:
-    """Whether the word for an estimator names a file rather than a kind."""
+    """Return whether the word for an estimator names a file rather than a kind."""
     path = Path(estimator)
     named = path.suffix == SUFFIX or path.name != estimator or path.exists()
     return named and estimator not in ESTIMATORS

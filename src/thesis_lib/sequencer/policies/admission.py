@@ -340,7 +340,7 @@ def _join(online, i, deadline_s):
 
 @njit(cache=True, inline="always")
 def _may_be_late(log_s, deadline_s, latest_s, line):
-    """Whether one started at `latest_s` = (start, allowance) may be."""
+    """Return whether one started at `latest_s` = (start, allowance) may be."""
     return latest_s[0] + latest_s[1] * _at_most(line[1] + line[0] * log_s) > deadline_s
 
 

@@ -162,7 +162,7 @@ def credits(
 def stands(
     control: F64, waiting: int, room: int, now_s: float, interval_s: float
 ) -> bool:
-    """Whether the queue of `adaptive-lifo` has not been empty for `interval_s`.
+    """Return whether the queue of `adaptive-lifo` has not been empty for `interval_s`.
 
     Empty it is when all that are `waiting` have `room`. Maurer, ACM Queue 13(8), 2015.
     """
@@ -222,7 +222,7 @@ def controlled_share(
 
 @inner
 def waits_on_a_key(memory: Memory, i: int, most: int) -> bool:
-    """Whether a queue that `i` would join has `most` writers: `lock-queue-cap`.
+    """Return whether a queue that `i` would join has `most` writers: `lock-queue-cap`.
 
     As the option of CockroachDB that caps the queue of a lock.
     """

@@ -94,12 +94,12 @@ class Policy:
 
     @property
     def batched(self) -> bool:
-        """Whether it waits for whole batches."""
+        """Return whether it waits for whole batches."""
         return self.when is When.FULL_BATCH
 
     @property
     def learns(self) -> bool:
-        """Whether its decisions depend on what has committed."""
+        """Return whether its decisions depend on what has committed."""
         observing = self.code is not None and self.code.kind in OBSERVING
         return self.control is not None or observing
 
