@@ -123,8 +123,9 @@ manifest: ## every file of this commit with its hash, for an archive
 	@mkdir -p build
 	git ls-files -z | xargs -0 sha256sum > build/MANIFEST.sha256
 
-sizes: $(READY) ## lines of each part, and the limit of each
+sizes: $(READY) ## lines of each part with their limits, and words a sentence of each page
 	$(BIN)/python scripts/sizes.py
+	$(BIN)/pytest -qs -k short_sentences tests/thesis/test_prose.py | grep -o '[^. ][^ ]* .*sentence'
 
 mutants: $(READY) ## break one line at a time; each must turn a check red
 	$(BIN)/python scripts/mutate.py
