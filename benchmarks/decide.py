@@ -48,7 +48,7 @@ from thesis_lib.sequencer.experiments.configuration import (
 from thesis_lib.sequencer.policies.decisions import decide_by, decide_into, decider
 from thesis_lib.sequencer.policies.lookahead import Feedback, OpenLoop
 from thesis_lib.sequencer.policies.registry import Policy, decide
-from thesis_lib.sequencer.policies.rules import Code
+from thesis_lib.sequencer.policies.rules import RuleCode
 from thesis_lib.sequencer.simulator.simulator import SystemConfig, begin
 from thesis_serve import LiveSequencer
 
@@ -104,7 +104,7 @@ class Case:
         return run.state, run.before, run.setting, run.lookahead
 
     @property
-    def code(self) -> Code:
+    def code(self) -> RuleCode:
         """What the compiled decision is told of the policy."""
         assert self.policy.code is not None, f"{self.policy.name} is not compiled"
         return self.policy.code

@@ -31,7 +31,7 @@ from record import Record, benchmark, show, tell
 
 from thesis_lib.common.units import GiB, MiB
 from thesis_lib.memory.compress.convert import CALIBRATION_TEXT
-from thesis_lib.memory.decode.generate import Writing
+from thesis_lib.memory.decode.generate import Sampling
 from thesis_lib.memory.evaluate.perplexity import read_tokens
 from thesis_lib.memory.model import smollm2
 from thesis_lib.memory.model.pretrained import read_tokenizer
@@ -39,7 +39,7 @@ from thesis_lib.memory.model.spec import ModelSpec
 from thesis_lib.sequencer import fewest_violations
 from thesis_lib.sequencer.core.trace import F64, KeySets, Trace
 from thesis_lib.sequencer.workload.arrivals import poisson_arrivals
-from thesis_serve import Ask, ModelService
+from thesis_serve import ModelService, TextRequest
 from thesis_serve.admission.controller import Refused
 from thesis_serve.model.service import PassEstimator
 
@@ -57,7 +57,7 @@ BURST = 32  # requests at once that saturate it
 NOVEL, LONGEST = 20_000, 64  # tokens of the novel, and of the longest prompt
 
 
-def asks(n: int, rng: np.random.Generator, novel: list[int]) -> list[Ask]:
+def asks(n: int, rng: np.random.Generator, novel: list[int]) -> list[TextRequest]:
     """`n` requests, whose lengths are uniform in their logarithms."""
 
     def lengths(least: int, most: int) -> np.ndarray:
@@ -65,7 +65,7 @@ def asks(n: int, rng: np.random.Generator, novel: list[int]) -> list[Ask]:
 
     begins = rng.integers(0, len(novel) - LONGEST, n)
     return [
-        Ask(novel[at : at + length], int(most), Writing())
+        TextRequest(novel[at : at + length], int(most), Sampling())
         for at, length, most in zip(
             begins, lengths(4, LONGEST), lengths(1, 6), strict=True
         )
@@ -83,7 +83,9 @@ class Seen:
     plan_bytes: int
 
 
-async def _asked(service: ModelService, asked: list[Ask], arrival_s: F64) -> Seen:
+async def _asked(
+    service: ModelService, asked: list[TextRequest], arrival_s: F64
+) -> Seen:
     pass_s = service.estimator.predict("text", (1, 1))
     latency_s, service_s = np.full((2, len(asked)), np.nan)
     begins_s = monotonic() + 0.1
@@ -105,8 +107,8 @@ async def _asked(service: ModelService, asked: list[Ask], arrival_s: F64) -> See
 
 
 def behind(
-    policy: str, place: str, slo_s: float, log: Path, asked: list[Ask], arrival_s: F64,
-    metered: bool = False,
+    policy: str, place: str, slo_s: float, log: Path, asked: list[TextRequest],
+    arrival_s: F64, metered: bool = False,
 ) -> Seen:  # fmt: skip
     """What becomes of requests behind a policy, which is new to them."""
 

@@ -37,12 +37,12 @@ BURST, SEED = 2_000, 0
 BATCH_SIZE, FLUSH_S = 10, 1e-3
 
 
-def served_s(lived: live.Live) -> F64:
+def served_s(lived: live.LiveRun) -> F64:
     """Service times behind the warm-up, (n,); NaN where the run dropped."""
     return (lived.run.finish_s - lived.run.start_s)[live.WARM_UP :]
 
 
-def own_times(lived: live.Live, fifo: Trace) -> Trace:
+def own_times(lived: live.LiveRun, fifo: Trace) -> Trace:
     """FIFO's trace with the service times of another run, FIFO's where it dropped."""
     own_s = served_s(lived)
     ran = ~np.isnan(own_s)
@@ -51,7 +51,7 @@ def own_times(lived: live.Live, fifo: Trace) -> Trace:
 
 
 def measure_round(
-    ready: live.Bench, model: LatencyEstimator, number: int, n: int, load: float
+    ready: live.Testbed, model: LatencyEstimator, number: int, n: int, load: float
 ) -> list[dict]:
     """One repeat of every policy at one load: measured and simulated violations."""
     log = ready.requests(number, n)

@@ -23,14 +23,14 @@ from thesis_lib.common.units import GiB, MiB
 from thesis_lib.memory.model import smollm2
 from thesis_lib.memory.offload.measure import interleave
 from thesis_lib.memory.offload.offloaded_model import StreamedModel, open_streamed
-from thesis_serve.model.together import Together
+from thesis_serve.model.together import ContinuousBatch
 
 MEMORY = {"streamed": 85 * MiB, "resident": 1 * GiB}
 TEXTS = (1, 2, 4, 8)
 SHAPE: dict[str, Any] = {"context": 16, "pass_tokens": 4, "batch": max(TEXTS)}
 
 
-def apart(model: StreamedModel, together: Together, texts: int) -> None:
+def apart(model: StreamedModel, together: ContinuousBatch, texts: int) -> None:
     """A pass of as many texts, each of which has a pass of its own."""
     token = torch.zeros((1, 1), dtype=torch.long)
     for _ in range(texts):
@@ -54,7 +54,7 @@ def main(out: Path, rounds: int = 15) -> None:
     for place, device_bytes in MEMORY.items():
         with open_streamed(smollm2.checkpoint(), device_bytes, **SHAPE) as model:
             ways = (
-                partial(apart, model, Together(model)),
+                partial(apart, model, ContinuousBatch(model)),
                 partial(in_one_product, model),
             )
             steps: dict[str, Callable[[], None]] = {

@@ -6,5 +6,5 @@ from .admission.log import replay as replay
 from .admission.machine import LiveSequencer as LiveSequencer
 from .admission.metrics import SequencerMetrics as SequencerMetrics
 from .model.api import openai_api as openai_api
-from .model.service import Ask as Ask
 from .model.service import ModelService as ModelService
+from .model.service import TextRequest as TextRequest

@@ -30,7 +30,7 @@ def chat(
     Type one message per line. /new starts another conversation; /exit, or the end of
     the input, quits. Ctrl-C stops an answer and removes it from the conversation.
     """
-    from thesis_lib.memory.decode.generate import Conversation, Writing
+    from thesis_lib.memory.decode.generate import Conversation, Sampling
     from thesis_lib.memory.model.pretrained import read_tokenizer
     from thesis_lib.memory.offload.offloaded_model import (
         checkpoint_folder,
@@ -39,7 +39,7 @@ def chat(
     )
     from thesis_lib.memory.offload.store import StoreDamaged
 
-    writing = Writing(draws.temperature, draws.top_p, draws.seed)
+    writing = Sampling(draws.temperature, draws.top_p, draws.seed)
     folder, size = checkpoint_folder(checkpoint), units.parse_size(budget.device_memory)
     tokenizer = read_tokenizer(folder)
     streamed = open_streamed(

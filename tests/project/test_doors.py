@@ -11,7 +11,7 @@ from environment import SequencerEnv
 import thesis_serve
 from thesis_lib import memory, sequencer
 from thesis_lib.memory.model import smollm2
-from thesis_serve.model.together import Together
+from thesis_serve.model.together import ContinuousBatch
 
 DOORS = {
     sequencer: """
@@ -25,13 +25,14 @@ DOORS = {
         plan_checkpoint speculate_text synthesize
     """,
     thesis_serve: """
-        AdmissionController Ask LiveSequencer ModelService OnlineEstimator Refused
-        SequencerMetrics SequencerMiddleware openai_api replay
+        AdmissionController LiveSequencer ModelService OnlineEstimator Refused
+        SequencerMetrics SequencerMiddleware TextRequest openai_api replay
     """,
 }
 # A tuple of names, an exception, and names whose example is a running service.
 WITHOUT_EXAMPLE = {
-    "POLICIES", "Refused", "Ask", "SequencerMetrics", "SequencerMiddleware", "replay",
+    "POLICIES", "Refused", "SequencerMetrics", "SequencerMiddleware", "TextRequest",
+    "replay",
 }  # fmt: skip
 
 
@@ -46,7 +47,7 @@ def documented() -> Iterator:
         for name in door.__all__:
             if name not in WITHOUT_EXAMPLE:
                 yield pytest.param(getattr(door, name), id=f"{door.__name__}.{name}")
-    for thing in (SequencerEnv, Together):
+    for thing in (SequencerEnv, ContinuousBatch):
         yield pytest.param(thing, id=thing.__name__)
 
 

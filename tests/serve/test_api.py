@@ -18,10 +18,10 @@ import torch
 from services import listening, until
 
 from thesis_lib.common.errors import InvalidInput
-from thesis_lib.memory.decode.generate import Writing, write
+from thesis_lib.memory.decode.generate import Sampling, write
 from thesis_lib.memory.model.pretrained import decode, encode, read_tokenizer
 from thesis_lib.memory.offload.offloaded_model import open_streamed
-from thesis_serve import Ask, ModelService, openai_api, replay
+from thesis_serve import ModelService, TextRequest, openai_api, replay
 from thesis_serve.model.api import listen
 from thesis_serve.model.service import ModelLost, PassEstimator
 
@@ -77,7 +77,7 @@ def alone(folder, prompt, most, **wishes):
     tokenizer = read_tokenizer(folder)
     with open_streamed(folder, memory(folder), batch=3, **SHAPE) as model:
         tokens = torch.tensor([encode(tokenizer, prompt)])
-        written = write(model, tokenizer, tokens, most, Writing(**wishes))[0]
+        written = write(model, tokenizer, tokens, most, Sampling(**wishes))[0]
     return decode(tokenizer, written.tolist())
 
 
@@ -324,9 +324,9 @@ def test_a_crowd_gets_its_texts_within_the_plan_and_the_log_tells_the_same(
         before, plan = service.model.bytes_read, service.model.plan
         found = await asyncio.gather(*map(one, wishes))
         passes = (service.model.bytes_read - before) / plan.bytes_per_step
-        asked = [
-            Ask(service.encode(w["prompt"]), w["max_tokens"], None) for w in wishes
-        ]
+        prompts = [service.encode(wish["prompt"]) for wish in wishes]
+        most = [wish["max_tokens"] for wish in wishes]
+        asked = [TextRequest(*ask, None) for ask in zip(prompts, most, strict=True)]
         assert passes < 0.6 * sum(map(service.passes, asked))  # three share each
         assert service.budget.peak_bytes <= service.model.plan.device_peak_bytes
         return [choice.text for choice in found]
@@ -396,7 +396,7 @@ def test_a_model_that_is_lost_says_so_and_so_does_every_request(tmp_path, split)
 def test_whoever_asks_or_waits_when_it_ends_is_told(folder):
     async def run():
         async def one(service, most):
-            ask = Ask(service.encode("a"), most, Writing())
+            ask = TextRequest(service.encode("a"), most, Sampling())
             async with service.answer(ask) as pieces:
                 return "".join([piece async for piece in pieces])
 
@@ -452,7 +452,7 @@ def test_what_cannot_be_opened_or_listened_on_is_a_sentence(folder):
 
 def test_a_service_is_open_inside_its_with_and_once(folder):
     service = ModelService(str(folder), memory(folder), **ROOM)
-    ask = Ask([1, 2], 3, Writing())
+    ask = TextRequest([1, 2], 3, Sampling())
     for use in (service.check, service.passes, lambda _: openai_api(service)):
         with pytest.raises(InvalidInput, match="is not open"):
             use(ask)
@@ -460,7 +460,7 @@ def test_a_service_is_open_inside_its_with_and_once(folder):
     async def twice():
         async with service:
             with pytest.raises(InvalidInput, match="most_tokens=0"):
-                service.check(Ask([1], 0, Writing()))
+                service.check(TextRequest([1], 0, Sampling()))
             async with service.answer(ask) as pieces:
                 assert [piece async for piece in pieces]
                 assert [piece async for piece in pieces] == []

@@ -16,7 +16,7 @@ from thesis_lib.memory.model.spec import ARCHITECTURES
 from thesis_lib.memory.offload.measure import DeviceBudget
 from thesis_lib.memory.offload.store import StoreDamaged
 from thesis_serve.model import together
-from thesis_serve.model.together import Together
+from thesis_serve.model.together import ContinuousBatch
 
 CONTEXT = 24
 SHAPE = {"context": CONTEXT, "pass_tokens": 5, "logit_tokens": 1, "generating": True}
@@ -50,7 +50,7 @@ def finish(texts):
 
 def passes(model, write):
     """How often the model reads its weights for one text alone, and the text."""
-    texts = Together(model)
+    texts = ContinuousBatch(model)
     lane = texts.join(write)
     return finish(texts), lane.result
 
@@ -100,7 +100,7 @@ def test_a_text_has_its_own_bits_whoever_shares_its_passes(tmp_path, make, what)
     plan = tiny.plan_split if make is split else tiny.plan_tight
     with tiny.metering(folder, 1, plan=plan, batch=3, **SHAPE) as (model, _):
         alone = {seed: writer(model, seed)() for seed in range(6)}
-        texts, waiting = Together(model), list(alone)
+        texts, waiting = ContinuousBatch(model), list(alone)
         lanes, order = {}, random.Random(str(what))
         while waiting or texts.lanes:
             while waiting and len(texts.lanes) < 3 and order.random() < 0.7:
@@ -125,7 +125,7 @@ def model(folder):
 
 def test_what_is_read_is_read_once_for_all(model):
     counts = [passes(model, writer(model, seed))[0] for seed in (2, 4, 6)]
-    texts = Together(model)
+    texts = ContinuousBatch(model)
     for seed in (2, 4, 6):
         texts.join(writer(model, seed))
 
@@ -162,7 +162,7 @@ def test_a_matrix_is_multiplied_once_for_all_where_no_kernel_mixes_rows(
             model.step(tiny.tokens(0, 1, pass_tokens), cache, keep=1)
             model.step(tiny.tokens(1, 1, 1), cache)
 
-        texts = Together(model)
+        texts = ContinuousBatch(model)
         for _ in range(3):
             texts.join(write)
         texts.step()
@@ -175,7 +175,7 @@ def test_a_matrix_is_multiplied_once_for_all_where_no_kernel_mixes_rows(
 
 def test_a_text_that_fails_or_leaves_concerns_no_other(model):
     _, expected = passes(model, writer(model, 4))
-    texts = Together(model)
+    texts = ContinuousBatch(model)
 
     def fails():
         model.generate(tiny.tokens(0, 1, 3), max_new_tokens=2)
@@ -208,7 +208,7 @@ def test_a_text_that_failed_holds_nothing(model):
             model.charge(budget)
             kept = []
             for _ in range(9):
-                texts = Together(model)
+                texts = ContinuousBatch(model)
                 kept.append(texts.join(fails))
                 finish(texts)
     finally:
@@ -226,12 +226,12 @@ def test_draws_of_whoever_else_runs_are_left_alone(model):
 
 
 def test_a_text_that_the_plan_has_no_room_for_is_refused(model):
-    texts = Together(model)
+    texts = ContinuousBatch(model)
     for seed in (2, 4, 6):
         texts.join(writer(model, seed))
     with pytest.raises(InvalidInput, match="3 texts are written already"):
         texts.join(writer(model, 8))
-    long = Together(model).join(
+    long = ContinuousBatch(model).join(
         lambda: model.generate(tiny.tokens(0, 1, 20), max_new_tokens=9)
     )
     assert isinstance(long.failure, InvalidInput)
@@ -243,7 +243,7 @@ def test_a_text_that_the_plan_has_no_room_for_is_refused(model):
 def test_a_damaged_file_is_nobodys_own_failure(tmp_path):
     tiny.write_wide(tmp_path)  # whose token table is read by rows, by each text
     with tiny.streamed(tmp_path, plan=tiny.plan_split, batch=3, **SHAPE) as model:
-        texts = Together(model)
+        texts = ContinuousBatch(model)
         texts.join(writer(model, 2))
         os.utime(tmp_path / "model.safetensors", (1, 1))
         with pytest.raises(StoreDamaged):
@@ -252,7 +252,7 @@ def test_a_damaged_file_is_nobodys_own_failure(tmp_path):
 
 
 def test_a_damaged_file_ends_all_of_them(folder, model):
-    texts = Together(model)
+    texts = ContinuousBatch(model)
     lanes = [texts.join(writer(model, seed)) for seed in (2, 4)]
     file = next(folder.glob("*.safetensors"))
     with file.open("r+b") as damaged:

@@ -204,8 +204,8 @@ def generate(
     """Continue a text with a model streamed within a memory budget."""
     from thesis_lib.memory.decode.generate import (
         GREEDY,
+        Sampling,
         Streaming,
-        Writing,
         generate_text,
     )
     from thesis_lib.memory.decode.speculative import speculate_text
@@ -215,7 +215,7 @@ def generate(
         speculate or draft is None,
         f"--draft {draft} needs --speculate. Add it.",
     )
-    writing = Writing(
+    writing = Sampling(
         draws.temperature, draws.top_p, draws.seed, tuple(style.stop or ()), style.chat
     )
     require(

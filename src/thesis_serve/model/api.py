@@ -34,13 +34,13 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from thesis_lib.common.errors import InvalidInput, require
-from thesis_lib.memory.decode.generate import Writing
+from thesis_lib.memory.decode.generate import Sampling
 from thesis_lib.memory.model.pretrained import encode_messages
 from thesis_lib.memory.offload.store import StoreDamaged
 from thesis_serve.admission.asgi import parse_slo_ms
 from thesis_serve.admission.controller import Refused
 from thesis_serve.admission.metrics import SequencerMetrics
-from thesis_serve.model.service import Answer, Ask, ModelLost, ModelService
+from thesis_serve.model.service import Answer, ModelLost, ModelService, TextRequest
 
 MOST_BYTES = 2**20  # of a body
 _BODY_S = 10.0  # in which it has to be here
@@ -106,12 +106,12 @@ class _Asked(_Strict):
     def _several(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
 
-    def writing(self, number: int) -> Writing:
+    def writing(self, number: int) -> Sampling:
         """Return how to continue a text: greedily, or seeded by `number` by default."""
         heat = self.temperature or None
         top_p = 1.0 if self.top_p is None or self.temperature == 0 else self.top_p
         seed = number if self.seed is None else self.seed
-        return Writing(heat, top_p, seed, tuple(self.stop or []))
+        return Sampling(heat, top_p, seed, tuple(self.stop or []))
 
 
 class _Completion(_Asked):
@@ -127,11 +127,11 @@ class _Completion(_Asked):
             raise ValueError("expected one prompt; send a request for each")
         return value[0]
 
-    def ask(self, service: ModelService, number: int) -> Ask:
+    def ask(self, service: ModelService, number: int) -> TextRequest:
         prompt = self.prompt
         tokens = service.encode(prompt) if isinstance(prompt, str) else prompt
         most = self.max_tokens or _DEFAULT_TOKENS
-        return Ask(tokens, most, self.writing(number), "completion")
+        return TextRequest(tokens, most, self.writing(number), "completion")
 
 
 class _Part(_Format):
@@ -156,7 +156,7 @@ class _Chat(_Asked):
     messages: list[_Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1, lt=2**31)
 
-    def ask(self, service: ModelService, number: int) -> Ask:
+    def ask(self, service: ModelService, number: int) -> TextRequest:
         require(
             self.max_tokens is None or self.max_completion_tokens is None,
             "max_tokens and max_completion_tokens say the same: give one of them",
@@ -166,7 +166,7 @@ class _Chat(_Asked):
         most = self.max_tokens or self.max_completion_tokens
         if most is None:
             most = max(1, min(_CHAT_TOKENS, service.context - len(tokens)))
-        return Ask(tokens, most, self.writing(number), "chat")
+        return TextRequest(tokens, most, self.writing(number), "chat")
 
 
 class _Failed(Exception):

@@ -21,7 +21,7 @@ import torch
 
 from thesis_lib.common.errors import require, require_count
 from thesis_lib.common.provenance import seconds_of
-from thesis_lib.memory.decode.generate import Told, Writing, write
+from thesis_lib.memory.decode.generate import Sampling, TextSink, write
 from thesis_lib.memory.model.pretrained import read_tokenizer
 from thesis_lib.memory.offload.measure import DeviceBudget
 from thesis_lib.memory.offload.offloaded_model import (
@@ -32,7 +32,7 @@ from thesis_lib.memory.offload.offloaded_model import (
 from thesis_serve.admission.controller import AdmissionController, Ending
 from thesis_serve.admission.estimator import OnlineEstimator
 from thesis_serve.admission.machine import LiveSequencer
-from thesis_serve.model.together import Lane, Together
+from thesis_serve.model.together import ContinuousBatch, Lane
 
 _SAYS = logging.getLogger(__name__)
 _FEATURES = ("passes", "tokens")
@@ -43,12 +43,12 @@ class ModelLost(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class TextRequest:
     """Request a continuation of `tokens` by at most `most_tokens` tokens."""
 
     tokens: Sequence[int]
     most_tokens: int
-    writing: Writing
+    writing: Sampling
     kind: str = "text"  # such as the path: each kind's times are learned apart
 
 
@@ -104,7 +104,7 @@ class PassEstimator:
 class Answer:
     """The pieces of a text, as they are written; `ended` once it is over."""
 
-    def __init__(self, ask: Ask, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, ask: TextRequest, loop: asyncio.AbstractEventLoop) -> None:
         self.ask = ask
         self.ended: Ended | None = None
         self.ending: Ending = "left"
@@ -151,12 +151,13 @@ class ModelService:
 
     Example:
         >>> import asyncio
-        >>> from thesis_lib.memory.decode.generate import Writing
-        >>> from thesis_serve import Ask, ModelService
+        >>> from thesis_lib.memory.decode.generate import Sampling
+        >>> from thesis_serve import ModelService, TextRequest
         >>> async def ask():
         ...     async with ModelService("smollm2", 96 * 2**20, context=32) as service:
         ...         tokens = service.encode("The capital of France is")
-        ...         async with service.answer(Ask(tokens, 4, Writing())) as pieces:
+        ...         request = TextRequest(tokens, 4, Sampling())
+        ...         async with service.answer(request) as pieces:
         ...             return "".join([piece async for piece in pieces])
         >>> asyncio.run(ask()).strip()
         'Paris.'
@@ -243,7 +244,7 @@ class ModelService:
         """The tokens of a text."""
         return [int(token) for token in self.tokenizer(text)["input_ids"]]
 
-    def check(self, ask: Ask) -> None:
+    def check(self, ask: TextRequest) -> None:
         """Raise InvalidInput for a request that no slot or model can take."""
         self._require_open()
         require_count("most_tokens", ask.most_tokens)
@@ -262,17 +263,17 @@ class ModelService:
             "tokens",
         )
 
-    def passes(self, ask: Ask) -> int:
+    def passes(self, ask: TextRequest) -> int:
         """Passes over the weights that an answer takes at most, its prompt included."""
         self._require_open()
         return self._passes(ask, ask.most_tokens)
 
-    def _passes(self, ask: Ask, tokens: int) -> int:
+    def _passes(self, ask: TextRequest, tokens: int) -> int:
         return -(-len(ask.tokens) // self._pass_tokens) + max(tokens, 1) - 1
 
     @asynccontextmanager
     async def answer(
-        self, ask: Ask, slo_s: float | None = None
+        self, ask: TextRequest, slo_s: float | None = None
     ) -> AsyncIterator[Answer]:
         """Wait for a slot, then yield the text in pieces; leaving the block ends it.
 
@@ -342,7 +343,7 @@ class ModelService:
                 self._vocab = model.spec.vocab
                 self._pass_tokens = model.plan.pass_tokens
                 self.report("measuring a pass over the weights")
-                texts = Together(model)
+                texts = ContinuousBatch(model)
                 say(opened.set_result, _pass_seconds(texts))
                 self._write(texts, active)
         except BaseException as error:
@@ -357,7 +358,7 @@ class ModelService:
             while self._taken:
                 self._taken.popleft().tell(lost)
 
-    def _write(self, texts: Together, active: list[Answer]) -> None:
+    def _write(self, texts: ContinuousBatch, active: list[Answer]) -> None:
         """Run passes until the stop order; `active` are the sequences in progress."""
         waiting: deque[Answer] = deque()
         while True:
@@ -392,9 +393,9 @@ class ModelService:
             else:
                 self._taken.append(order)
 
-    def _join(self, texts: Together, answer: Answer) -> None:
+    def _join(self, texts: ContinuousBatch, answer: Answer) -> None:
         ask, model = answer.ask, texts.model
-        streamer = Told(self.tokenizer, ask.writing, answer.tell)
+        streamer = TextSink(self.tokenizer, ask.writing, answer.tell)
         prompt = torch.tensor([list(ask.tokens)], device=model.device)
         answer.lane = texts.join(
             lambda: write(
@@ -411,7 +412,7 @@ class ModelService:
         stopped = not whole or self._ends(lane.result, answer.ask.writing)
         answer.tell(Ended("stop" if stopped else "length", len(lane.result)))
 
-    def _ends(self, tokens: list[int], writing: Writing) -> bool:
+    def _ends(self, tokens: list[int], writing: Sampling) -> bool:
         """Whether a text that is as long as it may be would have ended here anyway."""
         ends = self.model.model.generation_config.eos_token_id
         ends = [ends] if isinstance(ends, int) else ends or []
@@ -419,7 +420,7 @@ class ModelService:
         return tokens[-1] in ends or writing.end(text) < len(text)
 
 
-def _pass_seconds(texts: Together) -> float:
+def _pass_seconds(texts: ContinuousBatch) -> float:
     """The median of three passes of a token in every slot, after one that warms up."""
     model = texts.model
     token = torch.zeros((1, 1), dtype=torch.long, device=model.device)

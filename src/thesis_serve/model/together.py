@@ -82,7 +82,7 @@ class Lane(greenlet):
                 each.set_state(state)
 
 
-class Together:
+class ContinuousBatch:
     """Texts that share each pass over the weights of `model`, which is open.
 
     Up to `model.plan.batch` of them, which join and leave between passes. What `join`
@@ -91,11 +91,11 @@ class Together:
 
     >>> import torch
     >>> from thesis_lib.memory import open_streamed
-    >>> from thesis_serve.model.together import Together
+    >>> from thesis_serve.model.together import ContinuousBatch
     >>> from thesis_lib.memory.model import smollm2
     >>> prompts = torch.tensor([[504, 3575, 282]]), torch.tensor([[504, 260]])
     >>> with open_streamed(smollm2.checkpoint(), "96MiB", batch=2, context=8) as model:
-    ...     texts = Together(model)
+    ...     texts = ContinuousBatch(model)
     ...     lanes = [
     ...         texts.join(lambda p=p: model.generate(p, max_new_tokens=2))
     ...         for p in prompts

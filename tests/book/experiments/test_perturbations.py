@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from thesis_book.experiments.sequencer import perturbations
-from thesis_book.experiments.sequencer.perturbations import MISESTIMATIONS, Seen
+from thesis_book.experiments.sequencer.perturbations import MISESTIMATIONS, View
 from thesis_lib.common.errors import InvalidInput
 from thesis_lib.sequencer.workload.arrivals import at_rate
 from thesis_lib.sequencer.workload.scenarios import scenario
@@ -15,7 +15,7 @@ TRUTH_CHANGES = {"100 ms stale", "truth drifts to 2x", "30 % move to a hot key",
 
 def seen(seed=1, rate_per_s=7_000.0):
     trace = at_rate(scenario("A", N, seed), rate_per_s, seed)
-    return Seen(trace, trace.service_s)
+    return View(trace, trace.service_s)
 
 
 def rng(seed=0):
@@ -113,7 +113,7 @@ def test_a_crowd_moves_its_share_to_the_hot_key_and_nobody_before():
 
 def test_only_the_hot_key_is_underrated():
     before = seen()
-    made = perturbations.underrated(before, rng())
+    made = perturbations.underestimated(before, rng())
     hot = perturbations.locking(
         before.trace.keys, perturbations.hottest(before.trace.keys)
     )

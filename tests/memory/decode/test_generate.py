@@ -9,7 +9,7 @@ from thesis_lib.common.errors import InvalidInput
 from thesis_lib.common.units import MiB
 from thesis_lib.memory.decode.generate import (
     Conversation,
-    Writing,
+    Sampling,
     generate_text,
 )
 from thesis_lib.memory.decode.generate import write as write_tokens
@@ -27,7 +27,7 @@ def resident():
 
 def write(prompt, new=8, tell=None, **wishes):
     return generate_text(
-        "smollm2", BUDGET, prompt, new, writing=Writing(**wishes), tell=tell
+        "smollm2", BUDGET, prompt, new, writing=Sampling(**wishes), tell=tell
     )
 
 
@@ -121,7 +121,7 @@ def test_a_message_is_put_in_the_template_of_the_model(resident):
 )
 def test_wishes_that_mean_nothing_are_refused(wishes, words):
     with pytest.raises(InvalidInput, match=words):
-        Writing(**wishes)
+        Sampling(**wishes)
 
 
 def test_a_conversation_and_a_prompt_have_tokens():
@@ -133,7 +133,7 @@ def test_a_conversation_and_a_prompt_have_tokens():
         model.model.generation_config.num_beams = 4
         prompt = torch.ones((1, 2), dtype=torch.long)
         with pytest.raises(InvalidInput, match="num_beams=4"):
-            write_tokens(model, None, prompt, 1, Writing(), streamer=object())
+            write_tokens(model, None, prompt, 1, Sampling(), streamer=object())
 
 
 def test_an_empty_prompt_of_a_batch_is_named():

@@ -1,4 +1,4 @@
-"""Live, a policy decides once; whoever replays the log reaches the same state."""
+"""Live, a policy decides once; every replay of the log reaches the same state."""
 
 import time
 from itertools import pairwise

@@ -24,34 +24,34 @@ DECADES = 1.5, 6.0  # of a factor of `anything`, either way: as likely few as ma
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class View:
     """Transactions as they are, and the estimates that a policy sees of them."""
 
     trace: Trace
     estimated_s: F64  # (n,)
 
 
-Misestimation = Callable[[Seen, np.random.Generator], Seen]
+Misestimation = Callable[[View, np.random.Generator], View]
 
 
-def unchanged(seen: Seen, rng: np.random.Generator) -> Seen:
+def unchanged(seen: View, rng: np.random.Generator) -> View:
     """The estimates as they are: what every misestimation is compared with."""
     return seen
 
 
-def scattered(seen: Seen, rng: np.random.Generator, sigma: float) -> Seen:
+def scattered(seen: View, rng: np.random.Generator, sigma: float) -> View:
     """The truth times a mean-one lognormal of `sigma` in the place of the estimates."""
     service_s = seen.trace.service_s
     factors = mean_one_lognormal(sigma, len(service_s), rng)
     return replace(seen, estimated_s=service_s * factors)
 
 
-def biased(seen: Seen, rng: np.random.Generator, factor: float) -> Seen:
+def biased(seen: View, rng: np.random.Generator, factor: float) -> View:
     """Every estimate times `factor`."""
     return replace(seen, estimated_s=factor * seen.estimated_s)
 
 
-def swapped(seen: Seen, rng: np.random.Generator, share: float) -> Seen:
+def swapped(seen: View, rng: np.random.Generator, share: float) -> View:
     """A `share` of the transactions exchange estimates, in pairs of different types.
 
     The estimates stay the same as a whole. Raises InvalidInput where the types do not
@@ -91,22 +91,22 @@ def slowness(at_s: F64, depth: float, period_s: float) -> F64:
 
 
 def stale(
-    seen: Seen, rng: np.random.Generator, lag_s: float, depth: float = WANDER_DEPTH,
+    seen: View, rng: np.random.Generator, lag_s: float, depth: float = WANDER_DEPTH,
     period_s: float = WANDER_PERIOD_S,
-) -> Seen:  # fmt: skip
+) -> View:  # fmt: skip
     """The truth speeds up and slows down, and estimates know how fast it was.
 
     At every arrival they are right, but for their own error, about the machine of
     `lag_s` before.
     """
     at_s = seen.trace.arrival_s
-    return Seen(
+    return View(
         trace=slowed(seen.trace, slowness(at_s, depth, period_s)),
         estimated_s=seen.estimated_s * slowness(at_s - lag_s, depth, period_s),
     )
 
 
-def drifting(seen: Seen, rng: np.random.Generator, to: float) -> Seen:
+def drifting(seen: View, rng: np.random.Generator, to: float) -> View:
     """The truth takes gradually longer, at the end `to` times; estimates do not."""
     at_s = seen.trace.arrival_s
     factor = 1 + (to - 1) * (at_s - at_s[0]) / (at_s[-1] - at_s[0])
@@ -125,7 +125,7 @@ def locking(keys: KeySets, key: int) -> Bool:
     return mask
 
 
-def crowded(seen: Seen, rng: np.random.Generator, share: float) -> Seen:
+def crowded(seen: View, rng: np.random.Generator, share: float) -> View:
     """Suddenly a `share` of the traffic moves to the hottest key.
 
     In the second half of the run each transaction takes, with the probability `share`,
@@ -145,18 +145,18 @@ def crowded(seen: Seen, rng: np.random.Generator, share: float) -> Seen:
     return replace(seen, trace=replace(trace, keys=trace.keys.take(donor)))
 
 
-def underrated(seen: Seen, rng: np.random.Generator) -> Seen:
+def underestimated(seen: View, rng: np.random.Generator) -> View:
     """The estimates of exactly what locks the hottest key times UNDERRATED."""
     hot = locking(seen.trace.keys, hottest(seen.trace.keys))
     return replace(seen, estimated_s=np.where(hot, UNDERRATED, 1.0) * seen.estimated_s)
 
 
-def crowded_and_underrated(seen: Seen, rng: np.random.Generator, share: float) -> Seen:
-    """Both at once: what moved to the hottest key is underrated there."""
-    return underrated(crowded(seen, rng, share), rng)
+def crowded_and_underrated(seen: View, rng: np.random.Generator, share: float) -> View:
+    """Both at once: what moved to the hottest key is underestimated there."""
+    return underestimated(crowded(seen, rng, share), rng)
 
 
-def anything(seen: Seen, rng: np.random.Generator, after: int = 0) -> Seen:
+def anything(seen: View, rng: np.random.Generator, after: int = 0) -> View:
     """Return estimates with a random kind of error, from row `after` on.
 
     The error multiplies all estimates, those of some types, or those of some
@@ -204,6 +204,6 @@ MISESTIMATIONS: dict[str, Misestimation] = {
     "100 ms stale": partial(stale, lag_s=STALE_S),
     "truth drifts to 2x": partial(drifting, to=DRIFT),
     "30 % move to a hot key": partial(crowded, share=HOT),
-    "hot key a third": underrated,
+    "hot key a third": underestimated,
     "both": partial(crowded_and_underrated, share=HOT),
 }

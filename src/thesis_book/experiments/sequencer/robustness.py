@@ -12,7 +12,7 @@ import pandas as pd
 
 from thesis_book.experiments.sequencer.perturbations import (
     MISESTIMATIONS,
-    Seen,
+    View,
     anything,
 )
 from thesis_lib.common.errors import require
@@ -50,7 +50,7 @@ def under_misestimation(
     def measure(at: Paired) -> Iterator[dict]:
         for name in names:
             rng = np.random.default_rng([at.seeds[-1], 1])
-            seen = MISESTIMATIONS[name](Seen(at.trace, at.estimated_s), rng)
+            seen = MISESTIMATIONS[name](View(at.trace, at.estimated_s), rng)
             for policy in policies:
                 report = config.run(
                     seen.trace, config.policy(policy), seen.estimated_s, at.load
@@ -145,7 +145,7 @@ def under_random_misestimation(
         estimated_s = NOISY(transactions, int(rng.integers(2**31)))
         trace = config.arrange(transactions, load, int(rng.integers(2**31)))
         after = int(rng.choice([0, int(rng.integers(n - 2 * LEARNING + 1))]))
-        seen = anything(Seen(trace, estimated_s), rng, after)
+        seen = anything(View(trace, estimated_s), rng, after)
         row = {"cell": name, "load": load, "objective": times, "after": after}
         for label, tried in (("fifo", "fifo"), ("policy", policy)):
             past = config.history(trace, config.policy(tried), seen.estimated_s, load)

@@ -37,7 +37,7 @@ LEAST_HEAT = 1e-6  # below it logits over the temperature leave the numbers ther
 
 
 @dataclass(frozen=True, slots=True)
-class Writing:
+class Sampling:
     """Settings of text generation.
 
     Without a `temperature` by the likeliest token; with one, tokens are drawn, by
@@ -86,13 +86,13 @@ class Writing:
         return text[: self.end(text)]
 
 
-GREEDY = Writing()
+GREEDY = Sampling()
 
 
 class _Stops(StoppingCriteria):
     """Ends each sequence once its text has a stop word."""
 
-    def __init__(self, tokenizer: Any, prompt_tokens: int, writing: Writing) -> None:
+    def __init__(self, tokenizer: Any, prompt_tokens: int, writing: Sampling) -> None:
         self._tokenizer, self._from, self._writing = tokenizer, prompt_tokens, writing
 
     def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
@@ -101,10 +101,10 @@ class _Stops(StoppingCriteria):
         return torch.tensor(ended, device=input_ids.device)
 
 
-class Told(TextStreamer):
+class TextSink(TextStreamer):
     """Hands text over as soon as no later token changes it, up to a stop word."""
 
-    def __init__(self, tokenizer: Any, writing: Writing, tell: Callable) -> None:
+    def __init__(self, tokenizer: Any, writing: Sampling, tell: Callable) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self._writing, self._tell, self._held, self._told = writing, tell, "", 0
 
@@ -123,7 +123,7 @@ class Told(TextStreamer):
 class _Clock(BaseStreamer):
     """The moments at which transformers' generate had chosen a token."""
 
-    def __init__(self, sink: Told | None = None) -> None:
+    def __init__(self, sink: TextSink | None = None) -> None:
         self.moments: list[float] = []
         self._told = sink
 
@@ -181,7 +181,7 @@ def write(
     tokenizer: Any,
     tokens: Tensor,
     max_new_tokens: int,
-    writing: Writing,
+    writing: Sampling,
     streamer: BaseStreamer | None = None,
     mask: Tensor | None = None,
 ) -> Tensor:
@@ -221,7 +221,7 @@ class Conversation:
         model: StreamedModel,
         tokenizer: Any,
         max_new_tokens: int,
-        writing: Writing = GREEDY,
+        writing: Sampling = GREEDY,
     ) -> None:
         require_count("max_new_tokens", max_new_tokens)
         self.model, self.tokenizer, self.writing = model, tokenizer, writing
@@ -237,7 +237,7 @@ class Conversation:
         turns = [*self.messages, {"role": "user", "content": text}]
         row = encode_messages(self.tokenizer, turns, self.model.spec.vocab)
         tokens = torch.tensor([row], device=self.model.device)
-        sink = Told(self.tokenizer, self.writing, tell)
+        sink = TextSink(self.tokenizer, self.writing, tell)
         written = write(
             self.model, self.tokenizer, tokens, self.max_new_tokens, self.writing, sink
         )
@@ -283,7 +283,7 @@ def generate_text(
     prompt: str | Sequence[str],
     max_new_tokens: int = 32,
     streaming: Streaming = STREAMING,
-    writing: Writing = GREEDY,
+    writing: Sampling = GREEDY,
     tell: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Continue `prompt` with a streamed model.
@@ -317,7 +317,7 @@ def generate_text(
         writing.chat,
     )
     start = tokens.shape[1]
-    clock = _Clock(None if tell is None else Told(tokenizer, writing, tell))
+    clock = _Clock(None if tell is None else TextSink(tokenizer, writing, tell))
     with (
         open_streamed(
             folder,

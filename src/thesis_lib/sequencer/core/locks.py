@@ -191,11 +191,10 @@ ASKED, ENDS, CLOSED = 0, 1, 3
 
 
 class Uncommitted(NamedTuple):
-    """The requests of what was released and has not committed, by key.
+    """The lock requests of released, uncommitted transactions, by key.
 
-    Those of a key form a linked list in no order. A decision asks for few keys of many,
-    and predicts all ends anew: what it asks for is worked out once, beside its number,
-    and what stands beside another number is nothing.
+    The requests of a key form an unordered linked list. A decision reads few keys and
+    predicts all ends again; `known` caches what it read, valid for its number only.
     """
 
     first: I64  # (k,) a request, or NONE

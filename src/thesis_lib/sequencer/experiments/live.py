@@ -142,7 +142,7 @@ QUIET = 0.2  # load with hardly any queue
 
 
 @dataclass(frozen=True, slots=True)
-class Bench:
+class Testbed:
     """A loaded database, a long log, and what a burst of its beginning has shown."""
 
     storage: Storage
@@ -212,7 +212,7 @@ def _behind_warm_up(arrival_s: F64) -> F64:
 def bench(
     engine: str, log: Log, burst: int, workers: int, dsn: str | None = None,
     slo_s: float | None = None,
-) -> Iterator[Bench]:  # fmt: skip
+) -> Iterator[Testbed]:  # fmt: skip
     """Load a database for `log` and measure it and its middleware on the first `burst`.
 
     The rate of saturation and the past are those of the transactions after the first
@@ -233,7 +233,7 @@ def bench(
         past = trace_of(first, [run], {**meta, "batch": BATCH})
         past = past.take(np.arange(WARM_UP, burst))
         saturation_per_s = rate(run)
-        yield Bench(
+        yield Testbed(
             storage=storage,
             log=log,
             burst=burst,
@@ -246,7 +246,7 @@ def bench(
         )
 
 
-def fitted(name: str, bench: Bench) -> LatencyEstimator:
+def fitted(name: str, bench: Testbed) -> LatencyEstimator:
     """The learned estimator of this name, fitted on static features of the burst.
 
     Raises InvalidInput for one that would read the service times it judges.
@@ -256,7 +256,7 @@ def fitted(name: str, bench: Bench) -> LatencyEstimator:
 
 
 @dataclass(frozen=True, slots=True)
-class Live:
+class LiveRun:
     """One live run of WARM_UP + n transactions; the history is of the n."""
 
     requests: Requests
@@ -289,9 +289,9 @@ class Live:
 
 
 def run_live(
-    bench: Bench, log: Log, policy: str, arrival_s: F64, estimated_s: F64, *,
+    bench: Testbed, log: Log, policy: str, arrival_s: F64, estimated_s: F64, *,
     name: str, batch_size: int = 10, flush_s: float = np.inf,
-) -> Live:  # fmt: skip
+) -> LiveRun:  # fmt: skip
     """Run `log` under `policy` on a copy `name` of the database.
 
     `arrival_s` (n,) are those of the transactions after the first WARM_UP, which a
@@ -309,11 +309,11 @@ def run_live(
             scheduler, requests, rule, first=WARM_UP, batch_size=batch_size,
             flush_s=flush_s, delays=delays,
         )  # fmt: skip
-    return Live(requests, run, history(run, requests.deadline_s, WARM_UP), log)
+    return LiveRun(requests, run, history(run, requests.deadline_s, WARM_UP), log)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Serving:
+class LiveConfig:
     """The settings of `serve`. Raises InvalidInput for invalid ones."""
 
     policy: str
@@ -392,7 +392,7 @@ def serve(*, policy: str, **options: Any) -> dict:
         >>> 0 <= result["violations"] <= 1
         True
     """
-    serving = Serving(policy=policy, **options)
+    serving = LiveConfig(policy=policy, **options)
     log, estimator = serving.log(serving.burst), None
     if is_file(serving.estimator):
         estimator = load_estimator(serving.estimator)
@@ -451,8 +451,9 @@ def estimate(model: LatencyEstimator, log: Log) -> F64:
 
 
 def _round(
-    ready: Bench, number: int, model: LatencyEstimator, arrival_s: F64, serving: Serving
-) -> tuple[Live, Live]:
+    ready: Testbed, number: int, model: LatencyEstimator, arrival_s: F64,
+    serving: LiveConfig,
+) -> tuple[LiveRun, LiveRun]:  # fmt: skip
     """The same requests under FIFO and under the policy, in turn the first to run."""
     log = ready.requests(number, len(arrival_s))
     estimated_s = estimate(model, log)
@@ -465,7 +466,9 @@ def _round(
     return done[0], done[1]
 
 
-def _result(ready: Bench, runs: Sequence[tuple[Live, Live]], serving: Serving) -> dict:
+def _result(
+    ready: Testbed, runs: Sequence[tuple[LiveRun, LiveRun]], serving: LiveConfig
+) -> dict:
     load, rate_per_s = serving.load, serving.load * ready.saturation_per_s
     n = len(runs[0][0].history.arrival_s)
     truths = [fifo.trace for fifo, _ in runs]

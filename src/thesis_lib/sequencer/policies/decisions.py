@@ -1,6 +1,6 @@
 """Ask the compiled rule of a policy for a decision.
 
-Simulator and partitions call `decide_into` with the `Code` of a policy
+Simulator and partitions call `decide_into` with the `RuleCode` of a policy
 (`registry.policy`), Python calls `decide_compiled`, and what runs for real `decide_by`.
 """
 
@@ -14,11 +14,11 @@ from thesis_lib.sequencer.core.events import State
 from thesis_lib.sequencer.core.observed import commit, dispatch
 from thesis_lib.sequencer.core.trace import I64
 from thesis_lib.sequencer.policies.lookahead import Memory, Model
-from thesis_lib.sequencer.policies.rules import COMPILED, Code
+from thesis_lib.sequencer.policies.rules import COMPILED, RuleCode
 
 
 def decide_into(
-    code: Code, memory: Memory, model: Model, ids: I64, now_s: float
+    code: RuleCode, memory: Memory, model: Model, ids: I64, now_s: float
 ) -> tuple[int, int, int]:
     """Return how many of `ids` (b,), which rise, `code` orders, drops and holds.
 
@@ -35,7 +35,7 @@ def _decide_into(code, memory, model, ids, now_s):
 
 @njit(cache=True)
 def decide_compiled(
-    code: Code, memory: Memory, model: Model, ids: I64, now_s: float
+    code: RuleCode, memory: Memory, model: Model, ids: I64, now_s: float
 ) -> tuple[I64, I64, I64]:
     """Return what a policy with `code` orders, drops and holds of rising `ids` (b,)."""
     order, dropped, held = decide_into(code, memory, model, ids, now_s)
@@ -67,7 +67,7 @@ structref.define_constructor(
 
 
 @njit(cache=True)
-def decider(code: Code, memory: Memory, model: Model, world: State) -> Decider:
+def decider(code: RuleCode, memory: Memory, model: Model, world: State) -> Decider:
     """Return views of the arrays as one object; the world is what is observed."""
     return Decider(code, memory, model, world)  # type: ignore[call-arg]
 

@@ -47,8 +47,8 @@ from thesis_lib.sequencer.policies.rules import (
     OBSERVING,
     RULES,
     BidPrice,
-    Code,
     LateBinding,
+    RuleCode,
     Thesis,
 )
 
@@ -84,7 +84,7 @@ class Policy:
 
     name: str
     rule: OwnRule | None = None  # None: `code` decides
-    code: Code | None = None
+    code: RuleCode | None = None
     when: When = When.FULL_BATCH
     defects: Defects = AS_PUBLISHED  # of its look-ahead
     tolerance_s: float = np.inf  # see `lookahead.Feedback`

@@ -49,17 +49,17 @@ from thesis_lib.sequencer.policies.queues import (
 )
 
 (  # kinds of code
-    FIFO, RANDOM, BANDED, EDF, SJF, LATE, SLACK, SHORT, CAP, CODEL, OURS, ENVOY,
-    GRADIENT, BREAKWATER, LIFO, KEY_CAP, CINNAMON,
+    FIFO, RANDOM, THESIS, EDF, SJF, LATE, SLACK, LATE_SJF, CAP, CODEL,
+    BID_PRICE, ENVOY, GRADIENT, BREAKWATER, LIFO, KEY_CAP, CINNAMON,
 ) = range(17)  # fmt: skip
 OBSERVING = (ENVOY, GRADIENT)  # decide by what has committed
 AT_ARRIVAL = (  # and not again
-    CAP, ENVOY, GRADIENT, BREAKWATER, KEY_CAP, CINNAMON, BANDED,
+    CAP, ENVOY, GRADIENT, BREAKWATER, KEY_CAP, CINNAMON, THESIS,
 )  # fmt: skip
 HOPELESS = 4  # the rank of what `_late` drops
 
 
-class Code(NamedTuple):
+class RuleCode(NamedTuple):
     """A rule as numbers, for `decide_compiled`."""
 
     kind: int
@@ -85,23 +85,23 @@ class Code(NamedTuple):
     terms: BidPriceParameters = BidPriceParameters()  # of `bid-price`
 
 
-class Fifo(Code):
+class Fifo(RuleCode):
     """First come, first served."""
 
 
-class Undirected(Code):
+class Undirected(RuleCode):
     """A rule that reads no forecast: sorted, at random, or by the state of a queue."""
 
 
-class Thesis(Code):
+class Thesis(RuleCode):
     """Drop, reorder or hybrid, as published or corrected."""
 
 
-class LateBinding(Code):
+class LateBinding(RuleCode):
     """A simple rule that is asked again at each commit."""
 
 
-class BidPrice(Code):
+class BidPrice(RuleCode):
     """The rule of `bid-price`."""
 
 
@@ -155,13 +155,12 @@ def _demote(memory, ids, places, now_s, cores):
 
 @inner
 def _late(code, memory, model, ids, now_s):
-    """The simpler rules with late binding: how many run and are dropped, and 0 held.
+    """Apply a simple late-bound rule; return how many run, are dropped, and 0 held.
 
-    Dropped is what can hardly be on time any more. The others go by deadline, by
-    latest start (SLACK) or by estimate (SHORT). What would wait more than `slack_s` for
-    a lock goes behind them; and behind those what an optimal selection for a single
-    machine of the speed of all `cores` would give up, which is kept while there is
-    hope.
+    It drops transactions that can hardly be on time. It orders the others by deadline,
+    latest start (SLACK) or estimate (LATE_SJF). Transactions that would wait more than
+    `slack_s` for a lock come next, then those that an optimal selection for one machine
+    with the speed of all `cores` would give up; they stay while they may be in time.
     """
     decided, b = memory.decided, len(ids)
     rank, key, finish_s = decided.rank[:b], decided.key[:b], decided.finish_s[:b]
@@ -174,7 +173,7 @@ def _late(code, memory, model, ids, now_s):
         key[at] = deadline_s
         if code.kind == SLACK:
             key[at] = deadline_s - service_s
-        elif code.kind == SHORT:
+        elif code.kind == LATE_SJF:
             key[at] = service_s
         p = on_time_p(finish_s[at], deadline_s, now_s, model.spread)
         rank[at] = 0
@@ -371,7 +370,7 @@ class Rule(NamedTuple):
 
     label: str  # in figures and tables
     when: When
-    code: Callable[[Machine, Any], Code]  # of a machine and of parameters like these:
+    code: Callable[[Machine, Any], RuleCode]  # of a machine and these parameters:
     parameters: Parameters = NoParameters()
     observes: bool = True  # forecasts, or counts, from the database as observed
 
@@ -380,7 +379,7 @@ def _thesis_code(drops: bool, moves: bool) -> Callable[[Machine, Defects], Thesi
     def code(on: Machine, defects: Defects) -> Thesis:
         band_s = BAND * on.slo_s
         return Thesis(
-            BANDED, drops, moves, band=defects.band, fresh=moves and not defects.stale,
+            THESIS, drops, moves, band=defects.band, fresh=moves and not defects.stale,
             band_s=band_s, allowance_s=band_s if defects.allowance else 0.0,
         )  # fmt: skip
 
@@ -494,7 +493,7 @@ RULES = {
         QueueParameters(),
     ),
     "headroom": Rule(
-        "headroom shedding", _ARRIVAL, lambda on, _: Thesis(BANDED, drops=True)
+        "headroom shedding", _ARRIVAL, lambda on, _: Thesis(THESIS, drops=True)
     ),
     "edf": Rule(
         "earliest deadline", _BATCH, lambda on, _: Undirected(EDF), observes=False
@@ -504,7 +503,7 @@ RULES = {
         "earliest deadline, late-bound", _LATE, _late_code(LATE), LateBound(3.0, 0.999)
     ),
     "late-sjf": Rule(
-        "shortest job, late-bound", _LATE, _late_code(SHORT), LateBound(4.0, 0.99)
+        "shortest job, late-bound", _LATE, _late_code(LATE_SJF), LateBound(4.0, 0.99)
     ),
     "least-slack": Rule(
         "least slack, late-bound", _LATE, _late_code(SLACK), LateBound(10.0, 0.999)
@@ -518,7 +517,7 @@ RULES = {
     "bid-price": Rule(
         "bid-price",
         _LATE,
-        lambda on, own: BidPrice(OURS, terms=own),
+        lambda on, own: BidPrice(BID_PRICE, terms=own),
         BidPriceParameters(),
     ),
 }
