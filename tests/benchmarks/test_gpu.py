@@ -95,7 +95,7 @@ def test_a_part_that_fails_is_reported_and_the_others_go_on(
         assert script.outcome("streamed", part) == "streamed: ended with -9"
 
 
-def test_without_a_device_or_disk_it_refuses(script, tmp_path, monkeypatch):
+def test_without_a_device_or_disk_it_rejects(script, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match="sees no CUDA device"):
         script.main(["--work", str(tmp_path / "work")])

@@ -45,7 +45,7 @@ def test_time_is_told_beforehand(script):
     assert 2 * 9 * 129.5e9 / 2e9 < seconds < 2 * 9 * 131e9 / 2e9 + 300
 
 
-def test_without_disk_or_time_it_refuses_before_it_writes(script, tmp_path):
+def test_without_disk_or_time_it_rejects_before_it_writes(script, tmp_path):
     with pytest.raises(InvalidInput, match="two layers of small in bf16 need"):
         script.survey(benchmark.SMALL, ["bf16"], 12 * MiB, 10 * MiB)
     with pytest.raises(SystemExit, match=r"more than the 0\.001 minutes allowed"):

@@ -134,7 +134,7 @@ def test_bytes_read_are_those_of_the_disk_children_included(tmp_path):
         assert 8 * MiB <= done.read_bytes < 12 * MiB  # and pages of the interpreter
 
 
-def test_a_limit_that_is_no_limit_is_refused():
+def test_a_limit_that_is_no_limit_is_rejected():
     with pytest.raises(InvalidInput, match="limit_bytes=0 must be positive"):
         confine(["true"], 0)
 

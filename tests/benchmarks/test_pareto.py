@@ -144,7 +144,7 @@ def test_a_checkpoint_that_the_record_does_not_know_is_made_anew(
     assert script.stored_bytes(folder) < larger
 
 
-def test_another_wish_is_refused(script, tmp_path):
+def test_another_wish_is_rejected(script, tmp_path):
     record = record_of(script, tmp_path / "record.json", {})
     record.add({"name": "three", "set": 0, **few(script).described})
     assert script.known(record, few(script), 0) == record.points[0]

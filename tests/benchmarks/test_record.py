@@ -74,7 +74,7 @@ def test_a_record_of_elsewhere_is_gone_on_with_only_where_one_says_so(path, part
     assert again.content[part] == found[part]  # the one that writes now
 
 
-def test_other_settings_are_refused_everywhere(path):
+def test_other_settings_are_rejected_everywhere(path):
     same = {"size": 3, "loads": (1, 2)}
     Record(path, same, ["points"]).write()
     assert Record(path, same, ["points"], elsewhere=True).content["settings"]
@@ -83,7 +83,7 @@ def test_other_settings_are_refused_everywhere(path):
     assert Record(path, {"size": 4}).content["settings"] == {"size": 4}  # made anew
 
 
-def test_what_is_no_record_is_refused_and_left_alone(path):
+def test_what_is_no_record_is_rejected_and_left_alone(path):
     path.parent.mkdir()
     path.write_text('{"points": [')
     with pytest.raises(

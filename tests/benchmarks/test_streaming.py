@@ -183,6 +183,6 @@ def test_one_command_measures_resumes_and_writes_the_record(
     assert streamed["plan"]["device_peak_bytes"] <= 3 * MiB
 
 
-def test_too_little_disk_is_refused(script, tmp_path):
+def test_too_little_disk_is_rejected(script, tmp_path):
     with pytest.raises(InvalidInput, match="free some, or name another folder"):
         script.require_room(tmp_path, 2**60)

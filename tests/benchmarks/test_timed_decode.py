@@ -90,7 +90,7 @@ def test_a_run_of_steps_stands_between_two_drains(model):
 
 
 @pytest.mark.parametrize("drain_every", [0, 2, -1])
-def test_steps_that_are_left_over_are_refused(model, drain_every):
+def test_steps_that_are_left_over_are_rejected(model, drain_every):
     with pytest.raises(InvalidInput, match=r"must be a divisor of --steps 3"):
         run_trial(model, torch.tensor([[3]]), 3, drain_every=drain_every)
     assert not model.done

@@ -66,7 +66,7 @@ def test_a_claim_is_a_link_where_a_page_says_it_first():
     assert not soup.select("a a")
 
 
-def test_a_citation_is_told_once():
+def test_citation_is_reported_once():
     soup = page('<span class="bibtex-citation"><a title="Anna." href="#i">A</a></span>')
     link_claims(soup, "")
     assert "title" not in soup.a.attrs

@@ -507,7 +507,7 @@ def test_a_result_is_a_bar_with_its_interval_and_its_limit():
     assert texts(fewer.texts) == ["theirs: 36.0", f"ours: {minus}"]
 
 
-def test_what_is_refused_has_no_latency_and_what_does_not_fit_is_grey():
+def test_what_is_rejected_has_no_latency_and_what_does_not_fit_is_grey():
     batch = worked_example.worked_batch()
     runs = [worked_example.run_worked(batch, name) for name in ("fifo", "bid-price")]
     sizes = {"all": 130e9, "some": 7e9}

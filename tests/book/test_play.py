@@ -39,7 +39,7 @@ def test_a_part_says_in_words_what_would_be_here_without_scripts(name):
     assert len(re.findall("</script>", made)) == 1  # data cannot end it
 
 
-def test_a_part_that_is_none_is_refused():
+def test_a_part_that_is_none_is_rejected():
     with pytest.raises(InvalidInput, match="interactive part"):
         widget("chess")
 
@@ -58,7 +58,7 @@ def test_a_format_changes_what_the_planner_embeds_and_nothing_else():
             assert found == replace(dense, kind=kind, **sizes)
 
 
-def test_nobody_violates_less_than_the_bound_in_the_grid_of_the_explorer():
+def test_no_policy_of_the_explorer_violates_less_than_the_bound():
     grid = explorer()["grid"]
     bounds = {
         row["slo_ms"]: row["violations"] for row in grid if row["policy"] == BOUND

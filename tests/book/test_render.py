@@ -121,7 +121,7 @@ def test_the_page_of_parameters_says_what_is_allowed_and_what_ran(checkout):
     assert "| `[0, ..., 5]` |" in text
 
 
-def test_the_large_runs_are_told_from_their_record(checkout):
+def test_large_runs_are_reported_from_their_record(checkout):
     assert "not been recorded" in staged(checkout, "parameters_large.txt")
     run = {
         "commit": "c0ffee", "points": 4, "failed": {"a": "b"}, "workers": 2,
@@ -172,7 +172,7 @@ def test_staging_the_same_results_gives_the_same_hash(checkout):
     assert stage(checkout / "executed", checkout / "source") != first
 
 
-def test_a_notebook_that_is_not_its_records_is_refused(checkout):
+def test_a_notebook_that_is_not_its_records_is_rejected(checkout):
     path = checkout / "executed" / "06_evaluation.ipynb"
     path.write_text(path.read_text() + "\n")
     with pytest.raises(InvalidInput, match="not the notebook that its record"):
@@ -210,7 +210,7 @@ def test_two_renderings_of_one_book_take_turns(checkout, monkeypatch):
     assert waited == [1]
 
 
-def test_a_folder_that_cannot_be_written_is_a_refusal(checkout):
+def test_a_folder_that_cannot_be_written_is_a_rejection(checkout):
     (checkout / "file").write_text("")
     with pytest.raises(InvalidInput, match="cannot be written"):
         render(checkout / "executed", checkout / "file" / "out")
@@ -479,9 +479,7 @@ def test_a_figure_becomes_files_under_its_name_and_stays_a_vector_in_the_chapter
     assert staged_cell.metadata["mystnb"]["code_prompt_show"] == "Code of this figure"
 
 
-def test_a_picture_says_of_which_run_it_is_and_one_that_is_not_drawn_is_refused(
-    checkout, tmp_path
-):
+def test_picture_names_its_run_and_a_missing_one_is_rejected(checkout, tmp_path):
     drawing = f'<svg><path fill="{INK}"/></svg>'
     output = nbformat.v4.new_output("display_data", data={"image/svg+xml": drawing})
     metadata = {"mystnb": {"figure": {"caption": "It.", "name": "fig-it"}}}

@@ -61,7 +61,7 @@ def test_the_environment_comes_before_the_origin_and_that_before_the_configurati
     assert render.repository_address(checkout) == "https://github.com/first/thesis"
 
 
-def test_what_was_set_by_hand_and_is_no_address_is_refused(checkout, monkeypatch):
+def test_what_was_set_by_hand_and_is_no_address_is_rejected(checkout, monkeypatch):
     (checkout / "_config.yml").write_text("repository: {url: example/thesis}\n")
     with pytest.raises(InvalidInput, match=r"_config\.yml is 'example/thesis'"):
         render.repository_address(checkout)

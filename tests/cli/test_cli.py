@@ -149,7 +149,7 @@ POINT = "simulate --scenario A --load 1.1 --policy drop --seeds 2 --transactions
         (f"{POINT} --flush -1ms", "-1ms"),
     ],
 )
-def test_bad_input_is_refused_with_one_sentence(
+def test_bad_input_is_rejected_with_one_sentence(
     words, message, bare_trace, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)

@@ -32,7 +32,7 @@ def test_an_unknown_choice_names_the_options_and_the_nearest():
         ([1 + 1j], np.float64, "x"),
     ],
 )
-def test_a_vector_that_would_change_its_values_is_refused(values, dtype, says):
+def test_a_vector_that_would_change_its_values_is_rejected(values, dtype, says):
     with pytest.raises(InvalidInput, match=says):
         vector("x", values, dtype)
     assert vector("x", [1.0, 2.0], np.int64).tolist() == [1, 2]

@@ -176,6 +176,6 @@ def test_pool_reaches_over_all_estimates_and_their_ends():
         ("quantile=1", partial(least_samples, 1.0)),
     ],
 )
-def test_what_is_no_sample_is_refused(says, of):
+def test_what_is_no_sample_is_rejected(says, of):
     with pytest.raises(InvalidInput, match=says):
         of()

@@ -45,7 +45,7 @@ def test_printed_size_and_duration_read_back(n_bytes, seconds):
         (400 * "9" + "B", "size of 401 letters is too large"),
     ],
 )
-def test_size_without_a_known_unit_or_beyond_numbers_is_refused(text, message):
+def test_size_without_a_known_unit_or_beyond_numbers_is_rejected(text, message):
     with pytest.raises(InvalidInput, match=message):
         parse_size(text)
 

@@ -295,7 +295,7 @@ CAMPAIGNS = [
 
 
 @pytest.mark.parametrize(("architecture", "kind", "seeds", "look"), CAMPAIGNS)
-def test_files_that_were_changed_run_rightly_or_are_refused(
+def test_files_that_were_changed_run_rightly_or_are_rejected(
     folders, architecture, kind, seeds, look
 ):
     path = folders(architecture, kind) / KINDS[kind]
@@ -312,7 +312,7 @@ LINKS = "/dev/zero", "/dev/tty", "itself", "nowhere"
 
 
 @pytest.mark.parametrize("place", [*KINDS.values(), "a.safetensors", *OPTIONAL[:3]])
-def test_what_is_no_file_is_refused_and_nobody_waits_for_it(folders, tmp_path, place):
+def test_what_is_no_file_is_rejected_and_nobody_waits_for_it(folders, tmp_path, place):
     whole = folders("llama", "index" if place in (INDEX, "a.safetensors") else "header")
     for number, thing in enumerate((os.mkfifo, os.mkdir, *LINKS)):
         folder = shutil.copytree(whole, tmp_path / str(number))
@@ -352,7 +352,7 @@ def test_a_link_to_a_file_elsewhere_is_how_hubs_keep_files(model, tmp_path):
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "opt"])
 @pytest.mark.parametrize("size", [10**9, 10**6, 5000, 3])
-def test_a_size_that_the_files_do_not_have_is_refused_before_anything_is_built(
+def test_a_size_that_the_files_do_not_have_is_rejected_before_anything_is_built(
     folders, tmp_path, monkeypatch, architecture, size
 ):
     """A list of a thousand million layers takes 15 GiB and a minute."""
@@ -375,7 +375,7 @@ def test_a_size_that_the_files_do_not_have_is_refused_before_anything_is_built(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_head_that_is_not_the_table_that_it_is_tied_to_is_refused(tmp_path):
+def test_a_head_that_is_not_the_table_that_it_is_tied_to_is_rejected(tmp_path):
     """transformers then keeps the two apart, whatever the configuration says."""
     folder = write(tmp_path / "model", tie_word_embeddings=False)
     tiny.edit_json(folder / "config.json", tie_word_embeddings=True)
@@ -386,14 +386,14 @@ def test_a_head_that_is_not_the_table_that_it_is_tied_to_is_refused(tmp_path):
     assert write_text(folder) == resident_text(folder)
 
 
-def test_a_tensor_under_two_names_is_refused(model, tmp_path):
+def test_a_tensor_under_two_names_is_rejected(model, tmp_path):
     tensors = load_file(model / SINGLE)
     tensors["embed_tokens.weight"] = 2 * tensors["model.embed_tokens.weight"]
     save_file(tensors, model / SINGLE, metadata={"format": "pt"})
     assert refused(lambda: write_text(model))
 
 
-def test_tokens_that_the_model_does_not_know_are_refused(model, tmp_path):
+def test_tokens_that_the_model_does_not_know_are_rejected(model, tmp_path):
     path = model / "tokenizer.json"
     content = json.loads(path.read_text())
     content["model"]["vocab"]["i"] = tiny.VOCAB
@@ -404,7 +404,7 @@ def test_tokens_that_the_model_does_not_know_are_refused(model, tmp_path):
 
 
 @pytest.mark.parametrize("device", ["foo", "cuda:99", "meta", "mps", ""])
-def test_a_device_that_is_not_here_is_refused(folders, device):
+def test_a_device_that_is_not_here_is_rejected(folders, device):
     folder, streaming = str(folders("llama", "header")), Streaming(device=device)
     assert refused(lambda: generate_text(folder, MEMORY, PROMPT, NEW, streaming))
 

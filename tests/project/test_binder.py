@@ -97,7 +97,7 @@ def test_the_form_of_colab_offers_every_chapter_and_profile():
     assert ast.literal_eval(profile) == list(chapters.PROFILES)
 
 
-def test_colab_refuses_an_empty_address_before_it_does_anything(tmp_path, monkeypatch):
+def test_colab_rejects_an_empty_address_before_it_does_anything(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}
     exec(CODE[0], names)

@@ -105,7 +105,7 @@ def test_what_is_cited_and_what_is_archived_are_one():
     assert archived["creators"] == [{"name": a["name"]} for a in cited["authors"]]
 
 
-def test_an_evaluation_without_such_a_tier_is_refused():
+def test_an_evaluation_without_such_a_tier_is_rejected():
     done = subprocess.run(
         ["sh", "scripts/evaluate.sh", "4"], cwd=ROOT, capture_output=True, text=True
     )

@@ -110,7 +110,7 @@ def test_ci_run_executes_every_line_and_stops_at_the_first_that_fails(tmp_path):
     assert said == ["+ make a", "did a CI=true", "+ make b", "did b", "+ make c"]
 
 
-def test_make_gpu_refuses_where_there_is_no_gpu():
+def test_make_gpu_rejects_where_there_is_no_gpu():
     if has_gpu():
         done = make("-n", "gpu")
         assert done.returncode == 0

@@ -194,7 +194,7 @@ WRONG = {
 }  # fmt: skip
 
 
-def test_what_it_cannot_do_is_refused_by_name(folder):
+def test_what_it_cannot_do_is_rejected_by_name(folder):
     async def ask(client, model, service):
         found = {}
         for name, (wish, _, _) in WRONG.items():
@@ -244,7 +244,7 @@ def test_bodies_paths_and_headers_that_mean_nothing_are_answered(folder):
     assert all(answer.json()["error"]["type"] for answer in others)
 
 
-def test_without_its_key_nobody_is_served(folder):
+def test_request_without_key_is_rejected(folder):
     async def run():
         async with serving(folder, key="secret") as (_, address):
             with pytest.raises(openai.AuthenticationError, match="API key"):
@@ -290,7 +290,7 @@ def test_a_body_that_does_not_come_is_not_waited_for(folder, monkeypatch):
     assert with_a_client(folder, ask).split()[1] == b"408"
 
 
-def test_who_cannot_be_in_time_is_refused_with_the_latency_it_would_have(folder):
+def test_late_request_is_rejected_with_its_predicted_latency(folder):
     async def ask(client, model, service):
         long = {"model": model, "prompt": "a", "max_tokens": 50}
         first = asyncio.create_task(client.completions.create(**long))
@@ -393,7 +393,7 @@ def test_a_model_that_is_lost_says_so_and_so_does_every_request(tmp_path, split)
     assert "model.safetensors" in health.json()["why"]
 
 
-def test_whoever_asks_or_waits_when_it_ends_is_told(folder):
+def test_waiting_clients_get_an_answer_at_shutdown(folder):
     async def run():
         async def one(service, most):
             ask = TextRequest(service.encode("a"), most, Sampling())
@@ -471,7 +471,7 @@ def test_a_service_is_open_inside_its_with_and_once(folder):
         asyncio.run(twice())
 
 
-def test_told_to_end_it_answers_whom_it_has_taken_and_closes_its_log(folder, tmp_path):
+def test_shutdown_answers_accepted_requests_and_closes_the_log(folder, tmp_path):
     log = tmp_path / "log.jsonl"
     served = subprocess.Popen(
         [

@@ -43,7 +43,7 @@ def test_every_message_is_answered_after_all_before_it(folder):
     assert done.stdout.splitlines() == f"{first}\n{second}\n{first}\n".splitlines()
 
 
-def test_what_is_too_long_was_not_said_and_the_talk_goes_on(folder):
+def test_too_long_message_is_dropped_and_the_chat_continues(folder):
     done = talk(folder, "a" * 70 + "\nhi\n", "--pass-tokens", "60")
     assert done.exit_code == 0
     assert done.stdout.splitlines() == answer(folder, "u:hi.a:").splitlines()

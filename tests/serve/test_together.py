@@ -95,7 +95,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("make", "what"), CASES)
-def test_a_text_has_its_own_bits_whoever_shares_its_passes(tmp_path, make, what):
+def test_sequence_has_the_same_bits_in_any_batch(tmp_path, make, what):
     folder = make(tmp_path, what)
     plan = tiny.plan_split if make is split else tiny.plan_tight
     with tiny.metering(folder, 1, plan=plan, batch=3, **SHAPE) as (model, _):
@@ -217,7 +217,7 @@ def test_a_text_that_failed_holds_nothing(model):
     assert budget.peak_bytes <= model.plan.device_peak_bytes
 
 
-def test_draws_of_whoever_else_runs_are_left_alone(model):
+def test_random_draws_of_other_sequences_are_unchanged(model):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -225,7 +225,7 @@ def test_draws_of_whoever_else_runs_are_left_alone(model):
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_a_text_that_the_plan_has_no_room_for_is_refused(model):
+def test_a_text_that_the_plan_has_no_room_for_is_rejected(model):
     texts = ContinuousBatch(model)
     for seed in (2, 4, 6):
         texts.join(writer(model, seed))
@@ -240,7 +240,7 @@ def test_a_text_that_the_plan_has_no_room_for_is_refused(model):
     assert passes(model, writer(model, 4))[1] is not None
 
 
-def test_a_damaged_file_is_nobodys_own_failure(tmp_path):
+def test_damaged_file_is_not_blamed_on_a_client(tmp_path):
     tiny.write_wide(tmp_path)  # whose token table is read by rows, by each text
     with tiny.streamed(tmp_path, plan=tiny.plan_split, batch=3, **SHAPE) as model:
         texts = ContinuousBatch(model)

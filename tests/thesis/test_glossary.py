@@ -61,7 +61,7 @@ def unlinked(text: str, words: list[str]) -> dict[str, str]:
         ("A key\nset", {"key set"}),
     ],
 )
-def test_the_first_use_is_told_from_the_others(text, found):
+def test_first_use_is_separate_from_later_ones(text, found):
     assert {*unlinked(text, ["sequencer", "key set"])} == found
 
 

@@ -163,7 +163,7 @@ def test_the_commit_hook_keeps_exactly_those_outputs(tmp_path):
         assert copy.read_bytes() == chapter.path.read_bytes(), chapter.name
 
 
-def test_no_chapter_imports_torch_before_the_package_has_said_how_threads_wait():
+def test_chapters_import_the_package_before_torch():
     for chapter in CHAPTERS:
         imported = [
             (name or "").partition(".")[0]

@@ -472,7 +472,7 @@ SIMULATED = [page for n, page in NUMBERED.items() if n in (2, 3, 4)]
 
 
 @pytest.mark.parametrize("page", SIMULATED, ids=lambda page: page.name)
-def test_what_is_said_of_seeds_says_how_long_a_run_is(page):
+def test_text_about_seeds_states_the_length_of_a_run(page):
     assert of_no_length(nbformat.read(page, as_version=4).cells) == []
 
 

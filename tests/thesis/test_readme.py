@@ -97,7 +97,7 @@ def test_a_table_that_was_edited_by_hand_is_seen():
     assert readme(edited, CLAIMS, REFERENCE, "default") == README
 
 
-def test_a_readme_without_its_table_or_with_an_unknown_claim_is_refused():
+def test_a_readme_without_its_table_or_with_an_unknown_claim_is_rejected():
     with pytest.raises(InvalidInput, match="no table of claims"):
         readme("# Title", CLAIMS, REFERENCE, "default")
     unknown = "<!-- claims: nonsense -->\n<!-- end of claims -->"

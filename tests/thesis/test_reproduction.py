@@ -152,7 +152,7 @@ def test_pages_made_beside_a_busy_process_mark_doubtful_times(tmp_path):
 
 
 @pytest.mark.parametrize("profile", ["smoke", "default"])
-def test_a_choice_of_what_to_refuse_leaves_more_than_blind_refusal(profile):
+def test_a_choice_of_what_to_reject_leaves_more_than_blind_rejection(profile):
     """Chapter 2 says so of a policy in chapter 4, at the same load."""
     told = {
         name: number

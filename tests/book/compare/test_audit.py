@@ -148,7 +148,7 @@ def test_what_is_exact_needs_nothing():
         audited({"the_share": 5}, basis=EXACT, **time)
 
 
-def test_the_audit_is_told_in_a_line_a_claim_and_a_sum():
+def test_audit_prints_a_line_per_claim_and_a_sum():
     claims = {key: replace(CLAIM, key=key) for key in ("the_share", "other")}
     made = record("04_x", **WHOLE, other=1.0, other_n=3)
     frame = audit(Claims(claims, {"seeds": SEEDS}), [made], {"sec-shown"})

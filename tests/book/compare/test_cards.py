@@ -85,7 +85,7 @@ def test_card_of_a_reduction_has_the_sign_and_the_word_of_the_text(
         ({"clean": False}, "Commit", "c0ffee, with changes"),
     ],
 )
-def test_a_line_of_a_card_is_said_in_words(changes, name, text):
+def test_card_lines_are_words(changes, name, text):
     assert carded(**changes)[0][name].startswith(text)
 
 

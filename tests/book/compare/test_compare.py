@@ -126,9 +126,7 @@ AGAIN = replace(record("04_evaluation"), started="2026-12-01T00:00:00+00:00")
         ((AGAIN,), "Chapter 6: not run, this run has no record of it."),
     ],
 )
-def test_a_run_that_is_the_reference_is_told_from_one_that_equals_it(
-    claims, records, note
-):
+def test_reference_differs_from_a_run_that_equals_it(claims, records, note):
     section = present.run_section(hold(claims, *records), "b")
     (only,) = section.notes
     assert only.startswith(note)
@@ -216,7 +214,7 @@ def test_first_page_counts_times_apart_with_their_factor(
 # --- What is refused -----------------------------------------------------------
 
 
-def test_runs_without_a_common_chapter_are_refused(claims):
+def test_runs_without_a_common_chapter_are_rejected(claims):
     with pytest.raises(InvalidInput, match="a and b have no chapter in common"):
         compare([run("b", record("04_evaluation"))], claims,
                 run("a", record("06_evaluation")))  # fmt: skip
@@ -231,7 +229,7 @@ def test_runs_without_a_common_chapter_are_refused(claims):
         (["newer"], "newer version"),
     ],
 )
-def test_no_folder_no_records_twice_and_newer_records_are_refused(
+def test_no_folder_no_records_twice_and_newer_records_are_rejected(
     data, tmp_path, monkeypatch, names, message
 ):
     for name in ("empty", "newer"):
@@ -329,7 +327,7 @@ def test_strict_ends_with_status_1_after_printing_what_differs(folder):
         ("smoke", ["--html", "none/page.html"], "cannot be written"),
     ],
 )
-def test_what_cannot_be_held_or_written_is_refused(folder, profile, options, message):
+def test_what_cannot_be_held_or_written_is_rejected(folder, profile, options, message):
     for chapter in NUMBERS:
         record(chapter, profile).write(folder / f"{chapter}.json")
     _, error = thesis("compare", folder, *options, status=2)

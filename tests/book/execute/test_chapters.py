@@ -60,7 +60,7 @@ def test_chapters_are_chosen_by_number_or_name(checkout):
     assert [c.number for c in select([])] == [1, 2]
 
 
-def test_an_unknown_chapter_is_refused_with_those_that_exist(checkout):
+def test_an_unknown_chapter_is_rejected_with_those_that_exist(checkout):
     with pytest.raises(InvalidInput, match="01_first, 02_second"):
         select(["09_ninth"])
 
@@ -89,7 +89,7 @@ def test_a_profile_sets_and_an_override_wins(checkout):
         ({"loads": ["a"]}, r"expected list\[float\]"),
     ],
 )
-def test_unknown_and_ill_typed_parameters_are_refused(checkout, overrides, message):
+def test_unknown_and_ill_typed_parameters_are_rejected(checkout, overrides, message):
     with pytest.raises(InvalidInput, match=message):
         resolve(select([]), "smoke", overrides)
 
@@ -103,14 +103,14 @@ def test_only_an_unknown_parameter_has_a_note_that_lists_parameters(checkout):
         assert ("seeds: int = 2  paired seeds" in notes) == listed
 
 
-def test_a_profile_that_names_an_unknown_parameter_is_refused(checkout):
+def test_a_profile_that_names_an_unknown_parameter_is_rejected(checkout):
     (checkout / "data" / "params" / "full.yml").write_text("01_first: {sedes: 5}\n")
     with pytest.raises(InvalidInput, match="did you mean 'seeds'"):
         resolve(select([]), "full", {})
 
 
 @pytest.mark.parametrize("text", ["seeds", "=3", "a-b=3", "x=[1"])
-def test_an_assignment_that_cannot_be_read_is_refused(text):
+def test_an_assignment_that_cannot_be_read_is_rejected(text):
     with pytest.raises(InvalidInput):
         assignments([text])
 
@@ -204,7 +204,7 @@ def test_no_cell_runs_beside_one_that_measures(checkout):
 
 
 @pytest.mark.parametrize("workers", [0, -1])
-def test_a_number_of_chapters_at_the_same_time_is_refused(checkout, workers):
+def test_a_number_of_chapters_at_the_same_time_is_rejected(checkout, workers):
     with pytest.raises(InvalidInput, match=f"workers={workers}.*at least 1"):
         run(select([]), "smoke", {}, checkout / "out", quiet, workers=workers)
 

@@ -80,7 +80,7 @@ def test_the_file_reads_as_claims_and_settings(data):
         ("kind: exact, rests_on: moon", "rests_on='moon' is unknown: .*seeds"),
     ],
 )
-def test_a_malformed_claim_is_refused_by_name(data, entry, message):
+def test_a_malformed_claim_is_rejected_by_name(data, entry, message):
     entry += "" if "rests_on" in entry else ", rests_on: seeds"
     text = f"claims:\n  x: {{chapter: 1, says: s, unit: '', {entry}}}\n"
     (data / "claims.yml").write_text(FILE.partition("claims:")[0] + text)
@@ -103,7 +103,7 @@ def test_a_basis_says_how_many_and_what_limits_them(data, basis, message):
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "claims: [1]", "claims: {x: 1}", "x: ["])
-def test_what_is_no_file_of_claims_is_refused(data, text):
+def test_what_is_no_file_of_claims_is_rejected(data, text):
     (data / "claims.yml").write_text(text)
     with pytest.raises(InvalidInput, match=r"claims\.yml cannot be read as claims"):
         read_claims()
@@ -149,7 +149,7 @@ def test_a_time_without_a_rate_is_only_expected_to_differ():
     assert (verdict.word, verdict.good) == ("expected to differ", True)
 
 
-def test_what_is_missing_is_said():
+def test_missing_parts_are_reported():
     assert not judge(claim("exact"), None, 1.0).good
     assert judge(claim("exact"), 1.0, None).word == "no reference"
 

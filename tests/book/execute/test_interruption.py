@@ -118,7 +118,7 @@ def test_two_runs_at_once_share_the_work_and_harm_nothing(checkout, tmp_path):
         assert Record.read(output / f"{name}.json").chapter == name
 
 
-def test_what_does_not_belong_together_is_made_again_and_what_is_newer_refused(
+def test_what_does_not_belong_together_is_made_again_and_what_is_newer_rejected(
     checkout, tmp_path
 ):
     output = tmp_path / "out"
@@ -153,7 +153,7 @@ def mounted(commands):
     ],
     ids=["full disk", "read-only mount"],
 )
-def test_a_disk_that_takes_nothing_is_refused_in_one_sentence(
+def test_a_disk_that_takes_nothing_is_rejected_in_one_sentence(
     checkout, tmp_path, commands, message
 ):
     output = tmp_path / "out"
@@ -243,7 +243,7 @@ def hanging_up():
         pytest.param("postgresql", "serve", "SIGHUP", marks=pytest.mark.proof),
     ],
 )
-def test_what_dies_in_the_middle_is_told_and_cleared_away(engine, command, what):
+def test_killed_run_is_reported_and_cleared(engine, command, what):
     if engine == "postgresql":
         pytest.importorskip("psycopg")
     # the path of a socket must be short

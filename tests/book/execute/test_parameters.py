@@ -140,7 +140,7 @@ SMOKE = {name: parameter.smoke for name, parameter in DECLARED.items()}
         ("rules", FUNCTIONS[:1] * 2),
     ],
 )
-def test_a_value_outside_is_refused_by_name(name, value):
+def test_a_value_outside_is_rejected_by_name(name, value):
     with pytest.raises(InvalidInput, match=f"parameter {name}="):
         reject(DECLARED.values(), SMOKE | {name: value})
 
@@ -149,7 +149,7 @@ def test_a_bound_that_is_a_parameter_moves_with_it():
     reject(DECLARED.values(), SMOKE | {"context": 33, "tokens": 33})
 
 
-def test_a_bound_may_be_arithmetic_of_others_and_is_said():
+def test_bound_may_be_arithmetic_of_others_and_is_printed():
     reject(DECLARED.values(), SMOKE | {"budget": 58})
     with pytest.raises(InvalidInput, match=r"tokens=32, seeds=5: 65 \.\. 8192"):
         reject(DECLARED.values(), SMOKE | {"seeds": 5})
@@ -158,12 +158,12 @@ def test_a_bound_may_be_arithmetic_of_others_and_is_said():
 
 
 @pytest.mark.parametrize("bound", ["2**seeds", "print(1)", "6+", "a.b"])
-def test_a_bound_that_is_no_arithmetic_is_refused(bound):
+def test_a_bound_that_is_no_arithmetic_is_rejected(bound):
     with pytest.raises(InvalidInput, match="rule"):
         Limits.parse(f"{bound} .. 3 runs")
 
 
-def test_a_running_chapter_refuses_what_papermill_was_given():
+def test_a_running_chapter_rejects_what_papermill_was_given():
     namespace = {"__annotations__": {"seeds": int}, "seeds": 1}
     with pytest.raises(InvalidInput, match=r"seeds=1 is outside 2 \.\. 100 runs"):
         check(namespace, "seeds  2 .. 100 runs")

@@ -25,14 +25,14 @@ def test_a_record_reads_back_as_it_was(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", "3", '{"version": 2}', "\x00"])
-def test_what_is_no_record_is_refused_by_name(tmp_path, text):
+def test_what_is_no_record_is_rejected_by_name(tmp_path, text):
     path = tmp_path / "r.json"
     path.write_text(text)
     with pytest.raises(InvalidInput, match=r"r\.json (is not|holds no) .*record"):
         Record.read(path)
 
 
-def test_a_record_of_a_newer_version_is_refused_and_an_older_one_is_told_apart():
+def test_newer_record_is_rejected_and_older_one_is_recognised():
     with pytest.raises(InvalidInput, match=r"newer version.*nothing was changed"):
         Record.from_json('{"version": 99}', "r.json")
     with pytest.raises(OldRecord, match="record of version 1, expected 2"):
@@ -44,7 +44,7 @@ def test_a_record_of_a_newer_version_is_refused_and_an_older_one_is_told_apart()
     [{"seconds": "1.5"}, {"clean": 1}, {"numbers": []}, {"peak_memory_bytes": 1.5},
      {"surplus": 1}],
 )  # fmt: skip
-def test_a_field_of_another_type_and_an_unknown_one_are_refused_by_name(change):
+def test_a_field_of_another_type_and_an_unknown_one_are_rejected_by_name(change):
     content = json.loads(record().to_json()) | change
     with pytest.raises(InvalidInput, match=next(iter(change))):
         Record.from_json(json.dumps(content), "r.json")

@@ -34,7 +34,7 @@ def test_q_error_is_symmetric_and_at_least_one():
 
 
 @pytest.mark.parametrize("share", [0.5, 0.05])
-def test_nobody_estimates_better_than_the_scatter_that_nobody_sees(share):
+def test_no_estimator_beats_the_irreducible_scatter(share):
     true_s = np.random.default_rng(3).lognormal(0, 0.4, 100_000)
     least = accuracy.least_q_error(0.4, share)
 

@@ -91,7 +91,7 @@ def first(batch, forecast, now_s):
 """
 
 
-def test_every_baseline_runs_and_blind_refusals_are_as_many_as_bid_price(tmp_path):
+def test_every_baseline_runs_and_blind_rejections_are_as_many_as_bid_price(tmp_path):
     cell = SimulationConfig.of_scenario("A", transactions=3_000)
     file = tmp_path / "mine.py"
     file.write_text(OWN)
@@ -235,5 +235,5 @@ def test_what_is_censored_is_held_against_the_line_of_the_admitted(small):
     assert (sides["50 %"] < sides["90 %"]).all()
 
 
-def test_where_nothing_is_refused_there_is_no_row_of_it(small):
+def test_where_nothing_is_rejected_there_is_no_row_of_it(small):
     assert list(goals.censored(small, 0.3, seeds=1).index) == ["admitted"]

@@ -60,7 +60,7 @@ def test_a_swap_exchanges_between_types_and_keeps_the_whole(share):
     np.testing.assert_array_equal(source[source], np.arange(N))  # in pairs
 
 
-def test_a_swap_among_one_type_is_refused():
+def test_a_swap_among_one_type_is_rejected():
     before = seen()
     alone = replace(before.trace, kind=np.zeros(N, np.int64))
     with pytest.raises(InvalidInput, match="ask for less"):
@@ -94,7 +94,7 @@ def test_a_drift_goes_all_the_way_and_is_not_estimated():
     np.testing.assert_allclose(made.trace.units_s[:, 0], made.trace.service_s)
 
 
-def test_a_crowd_moves_its_share_to_the_hot_key_and_nobody_before():
+def test_crowd_moves_its_share_to_the_hot_key_and_none_before():
     before = seen()
     made = perturbations.crowded(before, rng(), share=0.3)
     key = perturbations.hottest(before.trace.keys)

@@ -58,7 +58,7 @@ def test_a_run_is_one_pass_over_its_prompts_and_a_step_for_each_further_token():
     assert made["predicted_s"] == pytest.approx(first_s + 31 * step_s)
 
 
-def test_nobody_is_faster_than_his_hardware():
+def test_published_throughput_stays_below_hardware_limit():
     assert (MADE.predicted_s >= MADE.bound_s).all()
     assert (MADE.published_s >= MADE.bound_s).all()
 
@@ -83,7 +83,7 @@ def test_better_hardware_and_fetching_ahead_are_never_slower():
         assert ahead_s <= behind_s + layer_s * max(1, row.generated), where
 
 
-def test_pinned_copies_of_more_than_a_fifth_of_a_model_are_foretold():
+def test_large_pinned_copies_are_predicted():
     """The goal, where the link is the limit and its rate is in the specification."""
     streamed = MADE.plan.map(lambda plan: plan.streamed_layers > plan.spec.layers / 5)
     goal = MADE[streamed & (MADE.unit == "s/token") & (MADE["copy"] == "pinned")]
@@ -147,7 +147,7 @@ def changed(tmp_path):
         (published.CARDS, "memory_bytes", "24GB", "cards.csv cannot be read"),
     ],
 )
-def test_what_cannot_be_predicted_is_refused(changed, name, column, value, says):
+def test_what_cannot_be_predicted_is_rejected(changed, name, column, value, says):
     read = {published.ROWS: published.read_rows, published.CARDS: published.read_cards}
     with pytest.raises(InvalidInput, match=re.escape(says)):
         read[name](changed(name, column, value))

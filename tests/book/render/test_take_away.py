@@ -94,7 +94,7 @@ def test_paper_has_the_words_and_the_light_picture_and_nothing_of_the_screen(boo
     assert [*pages_of(book)[1].sections()] == [("one--sec", "1.1. Part")]
 
 
-def test_a_page_that_was_not_rendered_and_two_of_one_name_are_refused(book):
+def test_a_page_that_was_not_rendered_and_two_of_one_name_are_rejected(book):
     _, source = book
     toc = source / "book" / "_toc.yml"
     toc.write_text(toc.read_text() + "  - file: notebooks/02_one\n")
@@ -265,7 +265,7 @@ def test_an_index_says_its_pages_in_their_order_and_each_once(book, monkeypatch)
     assert leads == ["#more--more", "#first--first", "#one--sec"]
 
 
-def test_a_pdf_is_refused_where_no_browser_prints_it(monkeypatch, tmp_path):
+def test_a_pdf_is_rejected_where_no_browser_prints_it(monkeypatch, tmp_path):
     monkeypatch.setattr(offers, "chromium", lambda: None)
     offers.require_browser(False)
     with pytest.raises(InvalidInput, match="install it"):

@@ -46,7 +46,7 @@ def cell(table, text, ratio, step):
     return row
 
 
-def test_a_step_is_told_over_the_dense_model_and_over_whitening():
+def test_step_loss_is_relative_to_dense_and_to_whitening():
     table = low_rank_steps.curves(record())
     assert list(table.columns) == low_rank_steps.CURVES
     whitened = cell(table, "fiction", 0.8, "whitened")
@@ -64,7 +64,7 @@ def test_a_step_is_told_over_the_dense_model_and_over_whitening():
     assert cell(table, "technical English", 0.5, "whitened").sets == 1
 
 
-def test_what_is_said_of_one_ratio():
+def test_words_of_one_ratio():
     table = low_rank_steps.curves(record())
     found = low_rank_steps.numbers(table, 0.8)
     assert found["dense"] == pytest.approx(np.exp(3.2))

@@ -112,7 +112,7 @@ def test_the_headline_has_promise_and_count_side_by_side():
     assert (row["fraction_low"], row["fraction_high"]) == (0.9, 0.98)
 
 
-def test_the_larger_limit_is_the_one_that_is_told():
+def test_larger_limit_is_reported():
     trial = {"step_s": [64.0, 70.0, 65.0, 65.0], "drain_s": [60.0, 65.0, 70.0]}
     part = PART | {"processes": [{}, {}], "trial": trial}
     read = part | {"read_bytes_per_token": 1.3e11}
@@ -140,7 +140,7 @@ def test_noise_of_the_headline_is_that_of_its_worst_process():
     ) == pytest.approx({"late_percent": 10, "early_percent": 25, "drift_percent": 10})
 
 
-def test_a_gpu_is_told_with_its_limit_and_its_link():
+def test_gpu_is_reported_with_limit_and_link():
     table = measurements.gpu(GPU)
     assert table.index.tolist() == ["a card"]
     (row,) = table.to_dict("records")
@@ -272,7 +272,7 @@ def test_rate_numbers_reach_over_all_instruments_and_tell_what_excludes_each_oth
 
 
 # --- Compression and speculation -------------------------------------------------
-def test_the_lossless_record_is_told_in_ratios_of_medians():
+def test_lossless_record_reports_ratios_of_medians():
     stream = {
         "geometry": "llama2-7b", "layers": 8, "device_bytes": 2**31,
         "bytes_per_step": {"bf16": 1000, "lossless": 694}, "equal_logits": True,
@@ -301,7 +301,7 @@ def test_the_lossless_record_is_told_in_ratios_of_medians():
     assert table.loc["Gaussian", "streamed"].tolist() == [0.69, 4, 8]
 
 
-def test_the_record_of_blocks_is_told_for_each_model():
+def test_record_of_blocks_is_reported_for_each_model():
     stream = {
         "device_bytes": 2**31, "equal_logits": True,
         "bytes_per_step": {"bf16": 900, "blocks": 300},
@@ -353,7 +353,7 @@ def spoken(domain, identical=True, **systems):
     return {"domain": domain, "tokens": 13, "identical": identical, "systems": named}
 
 
-def test_speculation_is_told_against_plain_decoding_in_the_same_memory():
+def test_speculation_is_compared_with_plain_decoding_in_the_same_memory():
     prompts = [
         spoken("prose", lookup=(12, 0.1, 2.0)),
         spoken("prose", identical=False, lookup=(6, 0.3, 1.0)),
@@ -377,7 +377,7 @@ def test_speculation_is_told_against_plain_decoding_in_the_same_memory():
     assert (draft.tokens_per_pass, draft.times_faster) == (3, 1.5)
 
 
-def test_a_batch_is_told_over_one_sequence():
+def test_batch_is_relative_to_one_sequence():
     steps = {"drain": [1.0], "1": [2.0, 2.0], "8": [2.1], "64": [2.4, 9, 2]}
     (row,) = measurements.batches({"steps": {"tiny": steps}}).to_dict("records")
     assert row == pytest.approx({8: 1.05, 64: 1.2})

@@ -60,7 +60,7 @@ def test_the_front_is_that_of_the_definition_and_of_any_scale():
         assert pareto_front(first[front], second[front]).all(), seed
 
 
-def test_what_was_not_measured_is_of_no_front_and_beats_nobody():
+def test_unmeasured_points_are_not_pareto_optimal_and_dominate_none():
     nan, inf = np.nan, np.inf
     assert pareto_front([1, nan, 0], [1, 0, nan]).tolist() == [True, False, False]
     assert pareto_front([1, 0], [1, inf]).tolist() == [True, False]

@@ -62,7 +62,7 @@ def test_each_feature_of_each_system_has_one_cell(table):
     assert sorted(stand) == sorted(itertools.product(features, systems))
 
 
-def test_a_cell_has_a_value_only_if_somebody_read_the_source():
+def test_cell_has_a_value_only_if_its_source_was_read():
     for cell in CELLS:
         if cell.status == related_work.VERIFIED:
             assert cell.value in related_work.VALUES, cell
@@ -86,7 +86,7 @@ def test_every_source_of_this_work_exists_and_holds_the_name_that_the_cell_gives
 
 
 @pytest.mark.parametrize("table", FIELDS.values(), ids=FIELDS)
-def test_a_cell_that_nobody_read_is_a_question_and_no_other_is(table):
+def test_unread_cells_alone_are_questions(table):
     shown = table.wide("symbol")
     for cell in table.cells.itertuples():
         asked = shown.loc[cell.feature, cell.system] == related_work.UNVERIFIED
@@ -120,6 +120,6 @@ def test_counts_of_a_table_counted_by_hand(read):
     }  # fmt: skip
 
 
-def test_an_unknown_system_is_refused():
+def test_an_unknown_system_is_rejected():
     with pytest.raises(InvalidInput, match="system='Atlantis' is unknown"):
         related_work.evidence(FIELDS[related_work.PART_ONE], "Atlantis")

@@ -148,7 +148,7 @@ def test_an_offer_above_the_hull_is_never_taken():
     assert ranks == [0, 0, 2, 2, 4]
 
 
-def test_what_cannot_be_allocated_is_refused():
+def test_what_cannot_be_allocated_is_rejected():
     for ratio in (0.0, -0.5, 1.1, float("nan")):
         with pytest.raises(InvalidInput, match="must lie in"):
             allocate_ranks(spectra(0), ratio)

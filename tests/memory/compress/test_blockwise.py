@@ -154,7 +154,7 @@ def test_ranks_are_those_asked_for_and_the_model_is_as_it_was(model):
     assert not any(m._forward_pre_hooks for m in model.modules())
 
 
-def test_a_singular_gram_is_refused_by_name(model, monkeypatch):
+def test_a_singular_gram_is_rejected_by_name(model, monkeypatch):
     with pytest.raises(InvalidInput, match="gram \\(3, 3\\) is singular"):
         best_matrix(np.ones((2, 3)), np.zeros((3, 3)), np.diag([1.0, 1.0, 0.0]))
     same = torch.ones(8, 24, dtype=torch.long)  # one token: its input has rank one

@@ -143,7 +143,7 @@ def test_the_ratio_is_one_of_all_matrices_together(dense, tmp_path):
         ),
     ],
 )
-def test_a_wish_that_cannot_be_is_refused_and_nothing_written(
+def test_a_wish_that_cannot_be_is_rejected_and_nothing_written(
     dense, tmp_path, monkeypatch, options, words
 ):
     monkeypatch.chdir(tmp_path)
@@ -163,7 +163,7 @@ def test_a_wish_that_cannot_be_is_refused_and_nothing_written(
         ({"bits": 3, "group": 16}, "bits"),
     ],
 )
-def test_what_is_compressed_already_is_refused(dense, tmp_path, options, kind):
+def test_what_is_compressed_already_is_rejected(dense, tmp_path, options, kind):
     compress(dense, tmp_path / "once", tokens=0, **options)
     for again in (options, {"weights": "int8"}):
         with pytest.raises(InvalidInput, match=f"packed as {kind} already"):
@@ -171,7 +171,7 @@ def test_what_is_compressed_already_is_refused(dense, tmp_path, options, kind):
     assert not (tmp_path / "twice").exists()
 
 
-def test_damaged_and_mute_checkpoints_are_refused(dense, tmp_path):
+def test_damaged_and_mute_checkpoints_are_rejected(dense, tmp_path):
     shutil.copytree(dense, tmp_path / "nan")
     file = tmp_path / "nan" / "model.safetensors"
     weights = load_file(file)

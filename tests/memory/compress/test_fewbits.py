@@ -108,7 +108,7 @@ def test_a_written_checkpoint_streams_to_the_logits_of_the_copy(
     assert 0 <= plan.device_peak_bytes - budget.peak_bytes - unseen < 4096
 
 
-def test_what_cannot_be_compressed_is_refused(folder, model, tmp_path):
+def test_what_cannot_be_compressed_is_rejected(folder, model, tmp_path):
     with pytest.raises(InvalidInput, match=r"24 tokens is too short .* at least 80"):
         quantize_model(model, WINDOWS[:1], recipes(model, PLAIN))
     broken = copy.deepcopy(model)

@@ -144,7 +144,7 @@ def test_the_model_is_as_it_was(model):
     assert not any(m._forward_hooks for m in model.modules())
 
 
-def test_what_has_no_gradient_is_refused(model):
+def test_what_has_no_gradient_is_rejected(model):
     with pytest.raises(InvalidInput, match="estimator='emp' is unknown"):
         output_factors(model, tiny.tokens(1, 2, 8), "emp")
     with pytest.raises(InvalidInput, match="expected \\(windows, tokens\\)"):

@@ -190,6 +190,6 @@ def test_bytes_are_those_of_codes_and_scales(factor_bits):
         ),
     ],
 )
-def test_what_cannot_be_quantised_is_refused(call, words):
+def test_what_cannot_be_quantised_is_rejected(call, words):
     with pytest.raises(InvalidInput, match=words):
         call()

@@ -131,13 +131,13 @@ def test_weights_follow_the_normal_law():
         ({"kind": "fp4"}, "kind='fp4' is unknown"),
     ],
 )
-def test_numbers_out_of_range_are_refused(tmp_path, options, message):
+def test_numbers_out_of_range_are_rejected(tmp_path, options, message):
     with pytest.raises(InvalidInput, match=message):
         synthesize(TINY, tmp_path / "model", **options)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_target_that_exists_and_a_full_disk_are_refused(tmp_path, monkeypatch):
+def test_a_target_that_exists_and_a_full_disk_are_rejected(tmp_path, monkeypatch):
     (tmp_path / "there").mkdir()
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     for model, out, message in (
@@ -179,7 +179,7 @@ def test_two_runs_do_not_write_one_folder(tmp_path):
     assert len(everything(tmp_path / "model")) == 5
 
 
-def test_a_link_that_was_replaced_by_another_layer_is_refused(tmp_path):
+def test_a_link_that_was_replaced_by_another_layer_is_rejected(tmp_path):
     synthesize(TINY, tmp_path / "model", distinct_layers=2)
     (tmp_path / "model" / "layer-0003.safetensors").unlink()
     os.link(

@@ -210,6 +210,6 @@ def test_a_copy_holds_at_most_the_ratio_and_leaves_the_model_as_it_was(ratio):
         (lambda: gram_matrices(network(), []), "at least one batch"),
     ],
 )
-def test_what_cannot_be_factorised_is_refused(call, words):
+def test_what_cannot_be_factorised_is_rejected(call, words):
     with pytest.raises(InvalidInput, match=words):
         call()

@@ -177,6 +177,6 @@ def test_an_array_of_inputs_costs_what_each_of_them_does():
         lambda: reserved_bill(0.0, 1.0),
     ],
 )
-def test_impossible_rates_are_refused(call):
+def test_impossible_rates_are_rejected(call):
     with pytest.raises(InvalidInput):
         call()

@@ -93,7 +93,7 @@ def test_coding_moves_fewer_bytes_and_speculation_takes_fewer_passes(dense):
     assert dense.memory_gb >= dense.read_bytes / 1e9 + 16 > dense.memory_gb - 32
 
 
-def test_a_batch_whose_keys_and_values_do_not_fit_is_refused():
+def test_a_batch_whose_keys_and_values_do_not_fit_is_rejected():
     with pytest.raises(PlanInfeasible, match="lower the batch"):
         predict(Method("bf16", batch=1024))
 

@@ -48,7 +48,7 @@ def test_a_plan_keeps_to_its_schema(words):
 
 
 @pytest.mark.parametrize("model", ["llama-65b", "smollm2"])
-def test_a_refusal_keeps_to_the_schema_and_has_a_status_of_its_own(model):
+def test_a_rejection_keeps_to_the_schema_and_has_a_status_of_its_own(model):
     words = ["plan", model, "--device-memory", "1MiB"]
     made = CliRunner().invoke(app, [*words, "--json"])
     said = json.loads(made.stdout)
@@ -61,7 +61,7 @@ def test_a_refusal_keeps_to_the_schema_and_has_a_status_of_its_own(model):
     assert (bad.stdout, bad.exit_code) == ("", 2)
 
 
-def test_every_geometry_has_its_plan_or_its_refusal():
+def test_every_geometry_has_its_plan_or_its_rejection():
     found = examine(2 * GiB)
     assert [each["model"] for each in found["models"]] == list(geometries())
     feasible = {each["model"]: each for each in found["models"] if each["feasible"]}

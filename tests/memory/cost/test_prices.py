@@ -63,18 +63,18 @@ def test_an_override_replaces_the_amount_and_its_range_and_says_so(table):
         (HEADER + ROW + ROW.replace("a page", "a, page"), "line 3: an extra field"),
     ],
 )
-def test_a_table_that_says_less_is_refused(table, text, words):
+def test_a_table_that_says_less_is_rejected(table, text, words):
     with pytest.raises(InvalidInput, match=words):
         read_prices(table(text))
 
 
-def test_a_table_in_another_encoding_is_refused(tmp_path):
+def test_a_table_in_another_encoding_is_rejected(tmp_path):
     (tmp_path / "prices.csv").write_bytes((HEADER + ROW).encode() + b"caf\xe9")
     with pytest.raises(InvalidInput, match="is not UTF-8"):
         read_prices(tmp_path / "prices.csv")
 
 
-def test_a_missing_table_is_refused(tmp_path):
+def test_a_missing_table_is_rejected(tmp_path):
     with pytest.raises(InvalidInput, match="does not exist"):
         read_prices(tmp_path / "none.csv")
 

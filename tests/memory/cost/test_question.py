@@ -134,6 +134,6 @@ def test_a_reserved_machine_is_compared_by_the_month():
         ({"weights": "int4"}, "weights='int4'"),
     ],
 )
-def test_a_question_without_an_answer_is_refused(options, words):
+def test_a_question_without_an_answer_is_rejected(options, words):
     with pytest.raises(InvalidInput, match=words):
         answer(**options)

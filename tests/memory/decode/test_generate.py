@@ -119,7 +119,7 @@ def test_a_message_is_put_in_the_template_of_the_model(resident):
         ({"stop": ("a", "")}, "a stop word is empty"),
     ],
 )
-def test_wishes_that_mean_nothing_are_refused(wishes, words):
+def test_wishes_that_mean_nothing_are_rejected(wishes, words):
     with pytest.raises(InvalidInput, match=words):
         Sampling(**wishes)
 

@@ -307,7 +307,7 @@ def speculate_at_random(folder, seed):
     ("seeds", "least"),
     [(range(5), 1), pytest.param(range(1000, 1300), 200, marks=pytest.mark.proof)],
 )
-def test_random_budgets_are_kept_or_refused(tmp_path, seeds, least):
+def test_random_budgets_are_kept_or_rejected(tmp_path, seeds, least):
     admitted = [speculate_at_random(tmp_path / str(seed), seed) for seed in seeds]
     assert sum(admitted) >= least
 
@@ -330,7 +330,7 @@ def test_one_to_sixteen_new_tokens_keep_the_plan(tmp_path):
         assert budget.peak_bytes <= made.device_peak_bytes, new
 
 
-def test_less_memory_verifies_fewer_tokens_before_it_is_refused(tmp_path):
+def test_less_memory_verifies_fewer_tokens_before_it_is_rejected(tmp_path):
     tiny.write(tmp_path, vocab_size=3000)
     plan = partial(speculative.plan_speculation, tmp_path)
     ample = plan(Machine(2**50, 1e9), 5, 16, 2)

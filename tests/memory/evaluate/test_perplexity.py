@@ -116,7 +116,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("named", REFUSED)
-def test_what_cannot_be_scored_is_refused(named):
+def test_what_cannot_be_scored_is_rejected(named):
     with pytest.raises(InvalidInput, match=named):
         REFUSED[named]()
 

@@ -71,6 +71,6 @@ def test_a_text_is_read_and_cut(tmp_path):
         ({"context": 11}, "10 tokens: expected 11 at least"),
     ],
 )
-def test_what_cannot_be_cut_is_refused(options, words):
+def test_what_cannot_be_cut_is_rejected(options, words):
     with pytest.raises(InvalidInput, match=words):
         cut_windows(torch.arange(10), **options)

@@ -105,7 +105,7 @@ def test_commands_and_geometries_know_a_new_format_by_its_word(tmp_path, steps):
         assert store.weights == steps
 
 
-def test_a_format_that_a_manifest_invents_is_refused(tmp_path, monkeypatch):
+def test_a_format_that_a_manifest_invents_is_rejected(tmp_path, monkeypatch):
     tiny.write(tmp_path / "dense")
     with monkeypatch.context() as patch:
         patch.setitem(base.FORMATS, "steps", Steps)

@@ -95,7 +95,7 @@ def test_a_layer_computes_with_the_restored_matrix(recipe):
         assert torch.equal(out, dense(x))
 
 
-def test_a_layout_of_another_architecture_is_refused(tmp_path):
+def test_a_layout_of_another_architecture_is_rejected(tmp_path):
     model = tiny.write(tmp_path / "dense")
     layout = bitplanes.format_layout({"fc1": RECIPES[0]})
     with pytest.raises(InvalidInput, match=r"no recipe for self_attn\.q_proj"):

@@ -143,7 +143,7 @@ def test_a_chunk_that_is_late_is_not_overtaken(monkeypatch):
 
 @pytest.mark.parametrize("at", [0, 4, 8, 12, 16])
 @pytest.mark.parametrize("value", [1, 2, 2**16, 2**32 - 1])
-def test_a_header_that_lies_is_refused(at, value):
+def test_a_header_that_lies_is_rejected(at, value):
     plain = gaussian(2**17).view(np.uint8)
     stream = lossless.encode(plain)
     stream[at : at + 4] = np.frombuffer(value.to_bytes(4, "little"), np.uint8)
@@ -151,7 +151,7 @@ def test_a_header_that_lies_is_refused(at, value):
         decode(stream, len(plain))
 
 
-def test_a_code_that_ends_early_is_refused():
+def test_a_code_that_ends_early_is_rejected():
     plain = gaussian(2**20).view(np.uint8)
     stream = lossless.encode(plain)
     with pytest.raises(lossless.CodeDamaged, match=r"after 1048576 of 2097152 bytes"):

@@ -146,7 +146,7 @@ def damage(path, at):
 
 
 @pytest.mark.parametrize("at", [4096, 4100, 4104, 4170, 20_000, -1])
-def test_a_flipped_bit_is_refused_and_named(tmp_path, at):
+def test_a_flipped_bit_is_rejected_and_named(tmp_path, at):
     _, folder = coded(tmp_path)
     damage(folder / "layer-0001.safetensors", at)
     made = tiny.plan_tight(folder, 0, 2, **OPTIONS)
@@ -159,7 +159,7 @@ def test_a_flipped_bit_is_refused_and_named(tmp_path, at):
         SafetensorsStore(folder, verify=True)
 
 
-def test_a_layer_in_the_place_of_another_is_refused(tmp_path):
+def test_a_layer_in_the_place_of_another_is_rejected(tmp_path):
     _, folder = coded(tmp_path)
     spare = folder / "layer-0001.safetensors"
     names = (spare, folder / "layer-0002.safetensors")
@@ -169,7 +169,7 @@ def test_a_layer_in_the_place_of_another_is_refused(tmp_path):
         SafetensorsStore(folder)
 
 
-def test_a_header_that_does_not_say_what_is_coded_is_refused(tmp_path):
+def test_a_header_that_does_not_say_what_is_coded_is_rejected(tmp_path):
     _, folder = coded(tmp_path)
     path = folder / "layer-0001.safetensors"
     content = path.read_bytes()
@@ -184,7 +184,7 @@ def test_a_header_that_does_not_say_what_is_coded_is_refused(tmp_path):
             SafetensorsStore(folder)
 
 
-def test_what_cannot_be_coded_is_refused_by_name(tmp_path):
+def test_what_cannot_be_coded_is_rejected_by_name(tmp_path):
     for dtype, name in ((torch.float32, "F32"), (torch.float16, "F16")):
         tiny.write(tmp_path / name, dtype=dtype)
         with pytest.raises(InvalidInput, match=f"weight is {name}: expected BF16"):

@@ -77,7 +77,7 @@ def test_the_largest_ranks_stand_for_all_layers():
     assert largest_ranks(ranks) == {"a": 5, "b": 7}
 
 
-def test_factors_with_nan_are_refused(tmp_path):
+def test_factors_with_nan_are_rejected(tmp_path):
     model = factor_randomly(tiny.write(tmp_path / "dense"))
     layer = next(p for p in model.modules() if isinstance(p, LowRankLinear))
     layer.right.data[0, 0] = torch.nan
@@ -86,7 +86,7 @@ def test_factors_with_nan_are_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_ranks_that_are_missing_or_impossible_are_refused(tmp_path):
+def test_ranks_that_are_missing_or_impossible_are_rejected(tmp_path):
     folder, _, _ = write_factored(tmp_path)
     checks.assert_parts_are_checked(folder, "ranks", {
         "cannot have rank 999": {"self_attn.q_proj": 999},

@@ -212,7 +212,7 @@ def test_a_packed_checkpoint_holds_the_packed_layers_and_the_rest_as_it_was(
     assert counted <= sum(file.stat().st_size for file in files) < counted + 4 * 8192
 
 
-def test_what_cannot_be_packed_is_refused():
+def test_what_cannot_be_packed_is_rejected():
     four = find_format("nf4")
     for call, words in (
         (lambda: four.encode(0, {"q_proj.weight": torch.ones(32, 96)}), "96 inputs.*8"),
@@ -230,7 +230,7 @@ def test_what_cannot_be_packed_is_refused():
             weights.encode(0, {"a.weight": weight})
 
 
-def test_a_layout_that_this_machine_cannot_run_is_refused_by_name(monkeypatch):
+def test_a_layout_that_this_machine_cannot_run_is_rejected_by_name(monkeypatch):
     monkeypatch.setattr(nf4, "_runs", lambda layout: layout != "avx512")
     assert find_format("nf4") == NF4("blocks")
     with pytest.raises(InvalidInput, match=r"'avx512' need.*pack.*layout='blocks'"):
@@ -238,7 +238,7 @@ def test_a_layout_that_this_machine_cannot_run_is_refused_by_name(monkeypatch):
     on_meta(nn.Linear(64, 64), NF4("blocks"))
 
 
-def test_a_packed_checkpoint_without_its_manifest_is_refused(tmp_path):
+def test_a_packed_checkpoint_without_its_manifest_is_rejected(tmp_path):
     tiny.write(tmp_path / "dense", **SHAPE)
     convert(tmp_path / "dense", tmp_path / "out", INT8)
     manifest = tmp_path / "out" / MANIFEST

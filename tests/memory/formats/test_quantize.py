@@ -163,6 +163,6 @@ def test_bitsandbytes_adds_no_noise(capsys, caplog):
         (lambda: normalized_blocks(np.ones((4, 100))), "blocks of 64"),
     ],
 )
-def test_what_cannot_be_quantised_is_refused(call, words):
+def test_what_cannot_be_quantised_is_rejected(call, words):
     with pytest.raises(InvalidInput, match=words):
         call()

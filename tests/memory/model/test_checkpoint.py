@@ -113,7 +113,7 @@ def test_contents_that_cannot_be_written_leave_nothing(tmp_path, written, words)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_without_permission_is_refused(tmp_path, monkeypatch):
+def test_a_folder_without_permission_is_rejected(tmp_path, monkeypatch):
     def refuse(self, **options):
         raise PermissionError(13, "Permission denied")
 

@@ -326,7 +326,7 @@ def test_a_file_without_blocks_becomes_dense(tmp_path):
     assert tiny.streams(tmp_path / "out")
 
 
-def test_types_that_are_missing_unknown_or_of_others_are_refused(tmp_path):
+def test_types_that_are_missing_unknown_or_of_others_are_rejected(tmp_path):
     folder, _, _ = write_kept(tmp_path, "llama")
     checks.assert_parts_are_checked(folder, "types", {
         "one object of str": {"self_attn.q_proj": 4},
@@ -353,7 +353,7 @@ def test_a_file_is_a_checkpoint_by_itself_until_it_changes(tmp_path, monkeypatch
         checkpoint_folder(str(tmp_path / "none.gguf"))
 
 
-def test_blocks_are_refused_on_a_card_which_cannot_restore_them(tmp_path):
+def test_blocks_are_rejected_on_a_card_which_cannot_restore_them(tmp_path):
     folder, _, _ = write_kept(tmp_path, "llama")
     model = StreamedModel(folder, tiny.plan_tight(folder, context=24))
     model.device = torch.device("cuda")
@@ -434,7 +434,7 @@ def test_convert_rejects_other_architectures_by_name(architecture, tmp_path):
         ours.convert(file, tmp_path / "out")
 
 
-def test_too_little_memory_is_refused_before_anything_is_written(tmp_path):
+def test_too_little_memory_is_rejected_before_anything_is_written(tmp_path):
     _, file = written(tmp_path)
     said = ours.convert(file, tmp_path / "out")
     with pytest.raises(InvalidInput, match="at a time"):

@@ -26,7 +26,7 @@ def test_every_linear_layer_but_the_head_is_found_in_order_or_by_name():
     assert list(linears(Model(), names[2:3])) == names[2:3]
 
 
-def test_what_is_not_there_is_refused():
+def test_what_is_not_there_is_rejected():
     with pytest.raises(InvalidInput, match="head not among the 4"):
         linears(Model(), ["head"])
     with pytest.raises(InvalidInput, match=r"no nn\.Linear"):

@@ -76,7 +76,7 @@ def describe(tmp_path):
 @pytest.mark.parametrize(
     "change", [{"model_type": "gpt2"}, {"hidden_size": ...}, {"dtype": "int3"}]
 )
-def test_a_config_that_cannot_be_described_is_refused_by_name(describe, change):
+def test_a_config_that_cannot_be_described_is_rejected_by_name(describe, change):
     ((name, value),) = change.items()
     with pytest.raises(InvalidInput, match=name if value is ... else value):
         describe(**change)
@@ -115,7 +115,7 @@ def test_positions_are_those_of_the_config_or_of_its_scaling(
     assert spec.most_positions == expected
 
 
-def test_absent_config_and_unknown_geometry_are_refused(tmp_path):
+def test_absent_config_and_unknown_geometry_are_rejected(tmp_path):
     with pytest.raises(InvalidInput, match=r"config\.json"):
         ModelSpec.from_config(tmp_path)
     with pytest.raises(InvalidInput, match="llama-65b"):
@@ -123,7 +123,7 @@ def test_absent_config_and_unknown_geometry_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("change", [{"dtype_bytes": 1}, {"vocab": 0}, {"head_dim": -8}])
-def test_a_geometry_that_cannot_be_is_refused_by_name(change):
+def test_a_geometry_that_cannot_be_is_rejected_by_name(change):
     (name,) = change
     with pytest.raises(InvalidInput, match=f"{name}={change[name]}"):
         replace(geometry("llama-65b"), **change)

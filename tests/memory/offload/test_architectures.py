@@ -240,7 +240,7 @@ def test_older_checkpoints_stream_from_the_names_they_have(tmp_path, architectur
         ({"attention_bias": True}, "bias missing"),
     ],
 )
-def test_a_checkpoint_that_disagrees_with_its_config_is_refused(
+def test_a_checkpoint_that_disagrees_with_its_config_is_rejected(
     tmp_path, change, named
 ):
     tiny.write(tmp_path)
@@ -250,7 +250,7 @@ def test_a_checkpoint_that_disagrees_with_its_config_is_refused(
 
 
 @pytest.mark.parametrize("family", ["falcon", "gpt2", "bloom", "t5", "mixtral", "rwkv"])
-def test_a_family_that_is_not_streamed_is_refused_before_its_weights_are_opened(
+def test_a_family_that_is_not_streamed_is_rejected_before_its_weights_are_opened(
     tmp_path, family
 ):
     with quiet():
@@ -293,7 +293,7 @@ def test_scaled_rotary_tables_give_the_bits_of_transformers(
 
 @pytest.mark.parametrize("key", ["rope_parameters", "rope_scaling"])
 @pytest.mark.parametrize("kind", ["dynamic", "longrope", "mrope"])
-def test_frequencies_that_the_text_changes_are_refused_by_name(tmp_path, kind, key):
+def test_frequencies_that_the_text_changes_are_rejected_by_name(tmp_path, kind, key):
     tiny.write(tmp_path)
     file = tmp_path / "config.json"
     config = json.loads(file.read_text())
@@ -421,7 +421,7 @@ def test_a_head_that_fits_is_not_split(tmp_path):
 
 
 @pytest.mark.parametrize("place", [tiny.plan_split, tiny.plan_tight])
-def test_a_token_of_another_tokenizer_is_refused(tmp_path, place):
+def test_a_token_of_another_tokenizer_is_rejected(tmp_path, place):
     tiny.write_wide(tmp_path)
     with tiny.streamed(tmp_path, plan=place, context=8) as twin:
         for token in (tiny.WORDS, -1):
@@ -430,7 +430,7 @@ def test_a_token_of_another_tokenizer_is_refused(tmp_path, place):
         assert twin.step(torch.tensor([[tiny.WORDS - 1]]), None).isfinite().all()
 
 
-def test_a_row_of_an_altered_file_is_refused(tmp_path):
+def test_a_row_of_an_altered_file_is_rejected(tmp_path):
     tiny.write_wide(tmp_path)
     with tiny.streamed(tmp_path, plan=tiny.plan_split, context=8) as twin:
         path = tmp_path / "model.safetensors"
@@ -456,7 +456,7 @@ def test_packed_layers_stand_beside_a_split_head(tmp_path, weights):
     assert torch.equal(*logits)
 
 
-def test_a_coded_head_is_not_split_and_the_refusal_says_what_it_needs(tmp_path):
+def test_a_coded_head_is_not_split_and_the_rejection_says_what_it_needs(tmp_path):
     tiny.write_wide(tmp_path / "dense")
     compress_checkpoint(str(tmp_path / "dense"), tmp_path / "out", "lossless", tokens=0)
 

@@ -214,7 +214,7 @@ def test_the_cap_of_a_gpu_is_set_measured_and_lifted_again():
 
 
 @pytest.mark.parametrize("limit_bytes", [0, -1, 1001 * MiB])
-def test_a_cap_that_a_gpu_cannot_have_is_refused(limit_bytes):
+def test_a_cap_that_a_gpu_cannot_have_is_rejected(limit_bytes):
     cuda = FakeCuda()
     with pytest.raises(InvalidInput), CudaCap(limit_bytes, cuda=cuda):
         pass

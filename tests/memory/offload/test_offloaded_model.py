@@ -35,7 +35,7 @@ def write_tiny(folder, **changes):
     return tiny.write(folder, **{"num_hidden_layers": LAYERS} | changes)
 
 
-def test_a_budget_below_the_resident_set_is_refused_twice(tmp_path):
+def test_a_budget_below_the_resident_set_is_rejected_twice(tmp_path):
     write_tiny(tmp_path)
     made = tiny.plan_tight(tmp_path, context=8)
     with pytest.raises(PlanInfeasible):
@@ -68,7 +68,7 @@ def test_a_pass_reads_the_streamed_layers_once(tmp_path, resident):
 @pytest.mark.parametrize(
     "shape", [(2, 1), (1, 5), (1, 0)], ids=["batch", "tokens", "empty"]
 )
-def test_a_step_outside_the_plan_is_refused(tmp_path, shape):
+def test_a_step_outside_the_plan_is_rejected(tmp_path, shape):
     write_tiny(tmp_path)
     with tiny.streamed(tmp_path, context=8, pass_tokens=4, logit_tokens=2) as twin:
         with pytest.raises(InvalidInput):
@@ -95,7 +95,7 @@ def test_leaving_gives_the_memory_back(tmp_path):
         assert budget.bytes <= rotary_bytes
 
 
-def test_what_would_leave_the_context_is_refused_before_anything_is_written(tmp_path):
+def test_what_would_leave_the_context_is_rejected_before_anything_is_written(tmp_path):
     write_tiny(tmp_path)
     made = tiny.plan_tight(tmp_path, context=20, pass_tokens=8, generating=True)
     prompt, written = tiny.tokens(0, 1, 6), []
@@ -134,7 +134,7 @@ def test_what_would_leave_the_context_is_refused_before_anything_is_written(tmp_
         assert generate().shape == (1, 21)
 
 
-def test_a_text_beyond_the_positions_of_the_model_is_refused_by_name():
+def test_a_text_beyond_the_positions_of_the_model_is_rejected_by_name():
     with pytest.raises(InvalidInput, match="8192 positions that smollm2"):
         generate_text("smollm2", 2**40, "The capital", max_new_tokens=8192)
 
@@ -164,7 +164,7 @@ def test_a_file_that_changes_mid_stream_stops_the_model(tmp_path):
             twin.step(token, None)
 
 
-def test_other_architectures_and_other_plans_are_refused(tmp_path):
+def test_other_architectures_and_other_plans_are_rejected(tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     write_tiny(first)
     write_tiny(second, intermediate_size=96)

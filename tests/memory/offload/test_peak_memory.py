@@ -122,6 +122,6 @@ def test_more_of_anything_needs_more(tmp_path):
     "shape",
     [(0, 8, 1, 1), (1, 8, 9, 1), (1, 8, 4, 5), (1, 8, 0, 0), (2, 8, 1, 1, False, 1)],
 )
-def test_shapes_that_are_no_step_are_refused(shape):
+def test_shapes_that_are_no_step_are_rejected(shape):
     with pytest.raises(InvalidInput):
         Shape(*shape)

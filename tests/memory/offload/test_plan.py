@@ -39,7 +39,7 @@ def test_more_memory_never_raises_the_time(ring, machine):
 
 
 @pytest.mark.parametrize("ring", [1, 2, 5])
-def test_one_byte_less_than_enough_is_refused(ring):
+def test_one_byte_less_than_enough_is_rejected(ring):
     least = least_device_bytes(SMALL, ring=ring)
     fits = plan(SMALL, DISK.with_memory(least), ring=ring)
     assert fits.device_peak_bytes == least
@@ -167,7 +167,7 @@ def test_no_plan_of_a_geometry_promises_a_token_in_no_time(name):
 
 
 @pytest.mark.parametrize("name", geometries())
-def test_a_context_beyond_the_positions_of_a_model_is_refused(name):
+def test_a_context_beyond_the_positions_of_a_model_is_rejected(name):
     spec = geometry(name)
     longest = spec.most_positions
     assert plan(spec, DISK.with_memory(2**50), context=longest).context == longest
@@ -191,6 +191,6 @@ def test_a_resident_model_is_bound_by_compute():
         {"layer_read_bytes": [1, 2]},
     ],
 )
-def test_arguments_that_make_no_plan_are_refused(options):
+def test_arguments_that_make_no_plan_are_rejected(options):
     with pytest.raises(InvalidInput):
         plan(SMALL, DISK, **options)

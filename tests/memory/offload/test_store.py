@@ -201,7 +201,7 @@ LENGTHS = {
 
 
 @pytest.mark.parametrize("changes", HEADERS.values(), ids=HEADERS)
-def test_a_header_that_the_library_refuses_is_refused_by_its_name(tmp_path, changes):
+def test_a_header_that_the_library_rejects_is_rejected_by_its_name(tmp_path, changes):
     path = write(tmp_path, tensors())
     same = entry(data_offsets=[0, SIZE])
     same |= entry(UP, 301, data_offsets=[SIZE + 74, SIZE + LAYER])
@@ -212,7 +212,7 @@ def test_a_header_that_the_library_refuses_is_refused_by_its_name(tmp_path, chan
 
 
 @pytest.mark.parametrize("change", LENGTHS.values(), ids=LENGTHS)
-def test_a_length_that_the_library_refuses_is_refused_by_its_name(tmp_path, change):
+def test_a_length_that_the_library_rejects_is_rejected_by_its_name(tmp_path, change):
     path = write(tmp_path, tensors())
     path.write_bytes(change(path.read_bytes()))
     refused_by_both(path)
@@ -225,7 +225,7 @@ def refused_by_both(path):
         SafetensorsStore(path.parent)
 
 
-def test_a_name_given_twice_is_refused(tmp_path):
+def test_a_name_given_twice_is_rejected(tmp_path):
     """Readers differ about which of the two is meant."""
     path = write(tmp_path, tensors())
 
@@ -269,7 +269,7 @@ FOLDERS = {
 
 
 @pytest.mark.parametrize("named", FOLDERS)
-def test_folders_that_hold_no_whole_stack_are_refused(tmp_path, named):
+def test_folders_that_hold_no_whole_stack_are_rejected(tmp_path, named):
     FOLDERS[named](tmp_path)
     with pytest.raises(StoreDamaged, match=named):
         SafetensorsStore(tmp_path)
@@ -385,7 +385,7 @@ def test_what_has_no_manifest_cannot_be_verified(tmp_path):
         SafetensorsStore(tmp_path, verify=True)
 
 
-def test_wrong_requests_are_refused(tmp_path):
+def test_wrong_requests_are_rejected(tmp_path):
     write(tmp_path, tensors())
     with SafetensorsStore(tmp_path) as store:
         with pytest.raises(InvalidInput, match="layers 0 to 2"):

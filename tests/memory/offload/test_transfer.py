@@ -97,7 +97,7 @@ def test_a_buffer_is_refilled_one_ring_ahead_and_around_the_end():
     assert schedule.fetched == [0, 1, 2, 3, 4, 0, 1, 2, 3]
 
 
-def test_a_layer_out_of_turn_is_refused():
+def test_a_layer_out_of_turn_is_rejected():
     ring = Ring([0, 1], [[]], Schedule(0).fetch)
     refused = pytest.raises(InvalidInput, match="layer 1 is asked for where layer 0")
     with refused, ring.hold(1):

@@ -104,7 +104,7 @@ def test_a_decision_knows_what_it_would_know_if_all_were_registered_anew():
         assert (uncommitted.first == NONE).all()
 
 
-def test_what_compiled_code_alone_calls_refuses_python_by_name():
+def test_compiled_only_functions_reject_python_by_name():
     @inner
     def next_one(number):
         return number + 1

@@ -108,7 +108,7 @@ BATCH = Batch(
         (BATCH, {"keys": no_keys(1)}, "keys has 1 rows for 2 ids"),
     ],
 )
-def test_columns_that_do_not_fit_are_refused(of, change, message):
+def test_columns_that_do_not_fit_are_rejected(of, change, message):
     with pytest.raises(InvalidInput, match=message):
         replace(of, **change)
 
@@ -140,7 +140,7 @@ def key_sets(offsets, keys):
         ),
     ],
 )
-def test_key_sets_and_rows_that_do_not_fit_are_refused(call, argument, message):
+def test_key_sets_and_rows_that_do_not_fit_are_rejected(call, argument, message):
     with pytest.raises(InvalidInput, match=message):
         call(argument)
 
@@ -206,7 +206,7 @@ def read_equal_or_refused(path):
 
 @FUZZ
 @given(data=st.data())
-def test_altered_bytes_are_refused_or_change_nothing(folder, data):
+def test_altered_bytes_are_rejected_or_change_nothing(folder, data):
     content = (folder / "whole.parquet").read_bytes()
     altered = bytearray(content)
     places = st.integers(0, len(content) - 1)
@@ -218,7 +218,7 @@ def test_altered_bytes_are_refused_or_change_nothing(folder, data):
     read_equal_or_refused(path)
 
 
-def test_every_altered_value_of_a_column_is_refused(folder):
+def test_every_altered_value_of_a_column_is_rejected(folder):
     table = pq.read_table(folder / "whole.parquet")
     for name in table.column_names:
         first, *others = table[name].to_pylist()
@@ -236,7 +236,7 @@ OTHER_TYPES = [
 
 @FUZZ
 @given(data=st.data())
-def test_altered_columns_are_refused_by_name(folder, data):
+def test_altered_columns_are_rejected_by_name(folder, data):
     table = pq.read_table(folder / "whole.parquet")
     at = data.draw(st.integers(0, table.num_columns - 1))
     name = table.column_names[at]
@@ -316,7 +316,7 @@ def with_header(path, **changes):
         ({"sha255": "0"}, "unknown entries"),
     ],
 )
-def test_another_header_is_refused(folder, changes, message):
+def test_another_header_is_rejected(folder, changes, message):
     with pytest.raises(InvalidInput, match=message):
         Trace.read(with_header(folder / "whole.parquet", **changes))
 
@@ -326,7 +326,7 @@ def test_a_file_of_before_the_hash_is_read(folder):
     traces_agree(Trace.read(path), WRITTEN)
 
 
-def test_a_file_without_rows_is_refused(folder):
+def test_a_file_without_rows_is_rejected(folder):
     WRITTEN.take(np.arange(0)).write(folder / "empty.parquet")
     with pytest.raises(InvalidInput, match="no rows: collect some"):
         Trace.read(folder / "empty.parquet")
@@ -384,7 +384,7 @@ def test_keys_of_any_name_say_which_are_equal(name, folder):
         (lambda key: "same", pa.list_(pa.string()), "row 0 of keys lists 'same' twice"),
     ],
 )
-def test_keys_that_name_nothing_are_refused(label, kind, message, folder):
+def test_keys_that_name_nothing_are_rejected(label, kind, message, folder):
     with pytest.raises(InvalidInput, match=message):
         Trace.read(with_labels(folder, label, kind))
 
@@ -445,7 +445,7 @@ def test_a_table_of_two_columns_is_enough(tmp_path):
         (CSV, "", "it cannot be read as CSV with a header: Empty"),
     ],
 )
-def test_a_table_of_text_is_refused_by_row_and_column(tmp_path, before, after, says):
+def test_a_table_of_text_is_rejected_by_row_and_column(tmp_path, before, after, says):
     path = tmp_path / "orders.csv"
     assert before in CSV
     path.write_text(CSV.replace(before, after, 1))
@@ -491,7 +491,7 @@ def test_a_part_of_a_trace_is_the_part_of_the_whole(tmp_path, file):
         ((-1, 5), "rows=-1:5: expected the first"),
     ],
 )
-def test_rows_that_a_trace_has_not_are_refused(tmp_path, file, rows, says):
+def test_rows_that_a_trace_has_not_are_rejected(tmp_path, file, rows, says):
     long_table(tmp_path)
     with pytest.raises(InvalidInput, match=says):
         Trace.read(tmp_path / file, rows)

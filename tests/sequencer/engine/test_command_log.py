@@ -109,7 +109,7 @@ def test_a_torn_last_record_is_left_out(tmp_path):
 
 @settings(deadline=None, max_examples=200)
 @given(data=st.data())
-def test_an_altered_byte_is_refused_by_its_position(tmp_path_factory, data):
+def test_an_altered_byte_is_rejected_by_its_position(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("altered") / "log"
     content, ends = written(LOGS[1], path)
     at = data.draw(st.integers(len(command_log.MAGIC), len(content) - 1))
@@ -122,7 +122,7 @@ def test_an_altered_byte_is_refused_by_its_position(tmp_path_factory, data):
         command_log.read_log(path)
 
 
-def test_a_missing_or_repeated_record_is_refused(tmp_path):
+def test_a_missing_or_repeated_record_is_rejected(tmp_path):
     path = tmp_path / "log"
     content, ends = written(LOGS[0], path)
     for first, second in ((ends[1], ends[2]), (ends[2], ends[1])):
@@ -145,7 +145,7 @@ def test_a_missing_or_repeated_record_is_refused(tmp_path):
         ({}, {}, b'["Delivery", 1]', "no transaction of this database at byte"),
     ],
 )
-def test_a_log_of_something_else_is_refused(header, scale, batch, message, tmp_path):
+def test_a_log_of_something_else_is_rejected(header, scale, batch, message, tmp_path):
     path, whole = tmp_path / "log", {"version": command_log.LOG_VERSION, "seed": 0}
     whole |= {"scale": {"name": "Scale"} | scale} | header
     records = (command_log._record(r, 0) for r in (json.dumps(whole).encode(), batch))
@@ -159,7 +159,7 @@ ODD = [None, True, -1, 10**9, 0.5, float("nan"), "", "customer", [], [[]], {}, [
 
 @settings(derandomize=True, deadline=None, max_examples=300)
 @given(data=st.data())
-def test_a_forged_transaction_is_refused_by_position_and_field(tmp_path_factory, data):
+def test_a_forged_transaction_is_rejected_by_position_and_field(tmp_path_factory, data):
     log = LOGS[data.draw(st.integers(0, 1))]
     path = tmp_path_factory.mktemp("forged") / "log"
     header, _ = written(log, path, [])

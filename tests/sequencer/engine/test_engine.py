@@ -220,7 +220,7 @@ CLOSED = partial(run_closed, cast(Scheduler, None), N, in_flight=8)
         (CLOSED, {"batch": 9}, "batch=9 must lie between"),
     ],
 )
-def test_bad_options_are_refused(call, options, message):
+def test_bad_options_are_rejected(call, options, message):
     with pytest.raises(InvalidInput, match=message):
         call(**options)
 
@@ -244,7 +244,7 @@ def test_a_database_of_another_seed_is_noticed(tmp_path):
         execute(SQLite(tmp_path), tpcc(50, SMALL, SEED), workers=2)
 
 
-def test_replays_that_differ_are_refused(monkeypatch):
+def test_replays_that_differ_are_rejected(monkeypatch):
     digests = iter(["aaaaaaaa", "bbbbbbbb"])
     monkeypatch.setattr(SQLite, "digest", lambda storage: next(digests))
     with pytest.raises(InvalidInput, match="ended in states aaaaaaaa, bbbbbbbb"):

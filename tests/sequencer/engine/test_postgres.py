@@ -93,7 +93,7 @@ def test_a_server_that_lost_a_session_is_waited_for_and_left_clean(dsn):
     assert names(dsn) == before
 
 
-def test_what_stays_on_a_server_that_is_gone_is_said_beside_the_cause(monkeypatch):
+def test_lost_server_reports_what_stays_on_it_and_the_cause(monkeypatch):
     monkeypatch.setattr(postgres, "STOP_S", 0.5)
     with postgres.postgres_server() as own:
         data = folder(own)
@@ -233,7 +233,7 @@ def test_server_that_ends_while_it_starts_is_reported_in_one_sentence(
         ("password=s3cret nonsense", "no connection string"),
     ],
 )
-def test_a_bad_address_is_refused_without_its_password(dsn, message):
+def test_a_bad_address_is_rejected_without_its_password(dsn, message):
     with (
         pytest.raises(InvalidInput, match=message) as refusal,
         postgres.postgres_database(dsn),
@@ -244,7 +244,7 @@ def test_a_bad_address_is_refused_without_its_password(dsn, message):
     assert "\n" not in str(refusal.value)
 
 
-def test_a_user_without_the_right_to_make_databases_is_refused(dsn):
+def test_a_user_without_the_right_to_make_databases_is_rejected(dsn):
     answers(dsn, "CREATE ROLE reader LOGIN")
     with (
         pytest.raises(InvalidInput, match="may not create databases"),

@@ -202,7 +202,7 @@ def test_what_is_held_is_decided_on_again_at_a_commit(log):
         ),
     ],
 )
-def test_a_rule_that_loses_a_request_is_refused(rule, message, log):
+def test_a_rule_that_loses_a_request_is_rejected(rule, message, log):
     asked = requests(log, np.zeros(N))
     with pytest.raises(InvalidInput, match=message):
         live(log, asked, Policy("bad", rule), batch_size=N)

@@ -224,7 +224,7 @@ def test_units_fit_in_the_time_of_the_transaction(databases, engine):
             assert 0 < sum(session.units_s) <= taken_s
 
 
-def test_a_name_that_nobody_bears_is_stale(databases, engine):
+def test_unknown_name_is_stale(databases, engine):
     with closing(databases(engine, SMALL).session()) as session:
         for t in (
             txn.OrderStatus(0, 1, 7, "NOBODY", 1),

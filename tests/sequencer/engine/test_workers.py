@@ -132,7 +132,7 @@ def test_a_worker_that_was_killed_is_noticed_although_others_go_on():
         (Storage(), 0, "workers=0: expected at least 1"),
     ],
 )
-def test_workers_that_cannot_begin_are_refused(storage, count, message):
+def test_workers_that_cannot_begin_are_rejected(storage, count, message):
     with pytest.raises(InvalidInput, match=message), Workers(storage, [], count):
         pass
 

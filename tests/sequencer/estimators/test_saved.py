@@ -46,7 +46,7 @@ def test_what_is_loaded_predicts_what_was_saved(name, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model.skops"]
 
 
-def test_what_is_not_fitted_or_of_somebody_else_is_not_saved(tmp_path):
+def test_unfitted_and_foreign_estimators_are_not_saved(tmp_path):
     for name in LEARNED:
         with pytest.raises(InvalidInput, match="is not fitted"):
             save_estimator(estimator(name), tmp_path / "model.skops")
@@ -91,12 +91,12 @@ def refusal(path, content):
     return said
 
 
-def test_a_file_cut_short_is_refused(whole, tmp_path):
+def test_a_file_cut_short_is_rejected(whole, tmp_path):
     for length in np.random.default_rng(1).integers(0, len(whole), 100):
         assert refusal(tmp_path / "cut.skops", whole[:length]), length
 
 
-def test_a_flipped_byte_is_refused_or_changes_nothing(whole, tmp_path):
+def test_a_flipped_byte_is_rejected_or_changes_nothing(whole, tmp_path):
     path = tmp_path / "flipped.skops"
     path.write_bytes(whole)
     expected_s = predict_all(load_estimator(path), TRACE)
@@ -132,7 +132,7 @@ def test_nothing_that_could_execute_is_loaded(tmp_path):
         load_estimator(tmp_path)
 
 
-def test_trees_that_would_walk_out_of_their_arrays_are_refused(whole, tmp_path):
+def test_trees_that_would_walk_out_of_their_arrays_are_rejected(whole, tmp_path):
     """No type is wrong in such a file: the numbers are."""
     source, refused = zipfile.ZipFile(io.BytesIO(whole)), 0
     entries = {name: source.read(name) for name in source.namelist()}
@@ -149,7 +149,7 @@ def test_trees_that_would_walk_out_of_their_arrays_are_refused(whole, tmp_path):
     assert refused == 2 * 3  # roots, features and children
 
 
-def test_an_estimator_that_predicts_no_time_is_refused(tmp_path):
+def test_an_estimator_that_predicts_no_time_is_rejected(tmp_path):
     for mean_s in (0.0, -1.0, np.nan, np.inf):
         forged = estimator("constant").fit(TRACE)
         forged.mean_s = mean_s

@@ -59,7 +59,7 @@ def test_trees_without_a_split_are_constants():
     np.testing.assert_array_equal(flatten(model).predict(features), 2.5)
 
 
-def test_features_of_other_values_number_or_type_are_refused():
+def test_features_of_other_values_number_or_type_are_rejected():
     features, target = past(seed=1)
     trees = flatten(RandomForestRegressor(2).fit(features, target))
     for bad in (np.nan, np.inf, -np.inf):
@@ -76,7 +76,7 @@ def test_features_of_other_values_number_or_type_are_refused():
             trees.predict_one(row)
 
 
-def test_models_that_do_more_than_sum_are_refused():
+def test_models_that_do_more_than_sum_are_rejected():
     features, target = past(seed=1)
     poisson = HistGradientBoostingRegressor(loss="poisson", max_iter=2)
     with pytest.raises(InvalidInput, match="predicts the sum"):
@@ -86,7 +86,7 @@ def test_models_that_do_more_than_sum_are_refused():
         flatten(kinds.fit(features, features[:, 4] + 0.1 * target))
 
 
-def test_arrays_that_are_no_trees_are_refused():
+def test_arrays_that_are_no_trees_are_rejected():
     features, target = past(seed=1)
     trees = flatten(HistGradientBoostingRegressor(max_iter=3).fit(features, target))
     m = len(trees.feature)

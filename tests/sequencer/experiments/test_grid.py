@@ -337,7 +337,7 @@ def test_a_policy_is_chosen_on_some_seeds_and_judged_on_the_others():
         assert each["chosen_has"] == (None if name == found["chosen"] else "untold")
 
 
-def test_the_policies_are_told_apart_together():
+def test_policies_are_compared_jointly():
     names = ["fifo", "bid-price", "codel", "edf", "late-edf", "sjf"]
     study = Study(scenario="A", load=1.05, transactions=600, seed=3)
     found = grid.compare_policies(names, study, seeds=8)
@@ -471,7 +471,7 @@ def test_an_estimator_is_judged_on_what_came_after_its_past(estimator):
         ),
     ],
 )
-def test_a_trace_that_cannot_be_replayed_is_refused(trace, options, message):
+def test_a_trace_that_cannot_be_replayed_is_rejected(trace, options, message):
     with pytest.raises(InvalidInput, match=message):
         cell_of(policy="drop", trace=trace, **options)
 
@@ -526,7 +526,7 @@ def replay_any(seed):
     return None
 
 
-def test_any_trace_is_replayed_or_refused():
+def test_any_trace_is_replayed_or_rejected():
     refusals = [replay_any(seed) for seed in range(40)]
     assert 4 < sum(refusal is None for refusal in refusals) < 36
 

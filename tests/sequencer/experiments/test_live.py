@@ -102,7 +102,7 @@ def test_a_slow_engine_is_given_the_time_that_the_fewest_transactions_take():
         ({"seconds": 1e-6}, "must have at least 50 transactions, got .*: serve longer"),
     ],
 )
-def test_serve_refuses(options, message):
+def test_serve_rejects(options, message):
     fine = {"policy": "fifo", "load": 0.5, "seconds": 0.2, "burst": 300}
     with pytest.raises(InvalidInput, match=message):
         serve(**(fine | options))

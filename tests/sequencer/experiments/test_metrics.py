@@ -53,7 +53,7 @@ def test_a_tail_is_kept_by_its_share_and_a_drop_is_no_answer():
         (lambda: metrics.tails_s(np.ones(2), np.zeros(2), 1, 2.0), "quantile=2"),
     ],
 )
-def test_agreements_that_are_none_are_refused(call, says):
+def test_agreements_that_are_none_are_rejected(call, says):
     with pytest.raises(InvalidInput, match=says):
         call()
 
@@ -68,7 +68,7 @@ def runs_of(added, base=0.5):
     return pd.DataFrame(rows)
 
 
-def test_policies_are_told_apart_beyond_what_their_number_explains():
+def test_policies_differ_beyond_what_their_number_explains():
     wobble = 0.01 * np.array([1, -1, 1, -1, 1, -1, 1, -1])
     added = {"a": 0 * wobble, "b": 0.4 + wobble, "c": -0.1 + wobble, "d": 5 * wobble}
     added["e"] = 0.009 + wobble  # whose own interval, alone, leaves zero out

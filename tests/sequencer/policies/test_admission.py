@@ -303,7 +303,7 @@ def test_a_gap_bounds_how_much_more_one_group_is_violated(gap):
     [{}, {"deadline_weight": 0, "step": 0.5}, {"window": 0}, {"exploration_period": 2}],
 )
 @pytest.mark.parametrize(("slo_s", "lag_s"), [(0.04, 0.0), (1.0, 0.0), (0.04, 0.003)])
-def test_a_key_that_nobody_else_wants_changes_nothing(load, options, slo_s, lag_s):
+def test_uncontended_key_changes_nothing(load, options, slo_s, lag_s):
     """With one each, everybody who waits is looked at; without, only a few."""
     n, cores, delays = 3_000, 4, Delays(lag_s=lag_s)
     service_s, said_s, random = sampled(n, 31, 0.7)

@@ -127,7 +127,7 @@ def test_without_locks_later_arrivals_change_nothing_and_the_forecast_is_the_tru
     np.testing.assert_array_equal(forecast_s, state.finish_s)
 
 
-def test_a_queue_that_nobody_observed_is_taken_to_be_in_log_order():
+def test_unobserved_queue_is_in_log_order():
     arrival_s, service_s, _ = random_log(8)
     keys = no_keys(120)  # so it is in log order
     state = idle_state(keys, 2)

@@ -198,7 +198,7 @@ def test_no_lock_has_a_longer_queue_than_its_cap(writers):
     assert history.dropped.any()
 
 
-def test_envoy_refuses_the_share_that_fails():
+def test_envoy_rejects_the_share_that_fails():
     # Of eight that have committed, some in time: the share is the formula's.
     for late in (0, 1, 4, 8):
         service_ms = [1.0] * (8 - late) + [20.0] * late + [1.0] * 4_000

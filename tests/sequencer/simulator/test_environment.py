@@ -118,7 +118,7 @@ def test_scores_order_and_drop(scores, order, dropped):
     assert not len(decision.held)
 
 
-def test_bad_settings_and_bad_answers_are_refused_by_name():
+def test_bad_settings_and_bad_answers_are_rejected_by_name():
     def refused(says, call, *arguments, **options):
         with pytest.raises(InvalidInput, match=says):
             call(*arguments, **options)

@@ -37,7 +37,7 @@ def test_rows_alone_are_locked():
     assert len(trace.keys) == 50
 
 
-def test_what_has_no_price_is_refused():
+def test_what_has_no_price_is_rejected():
     log = tpcc(20, Scale(), seed=1)
     trace = priced(log, PRICES, sigma=0.0, seed=2)
     names = tuple(f"x{i}" for i in range(len(trace.feature_names)))

@@ -390,7 +390,7 @@ YCSB = txn.Ycsb(0, (txn.Operation("read", 1, 0, 0),), None)
         (ycsb, (0, RECORDS, 0), "n=0 transactions: expected at least 1"),
     ],
 )
-def test_what_is_no_workload_is_refused(make, arguments, says):
+def test_what_is_no_workload_is_rejected(make, arguments, says):
     with pytest.raises(InvalidInput, match=says):
         make(*arguments)
 

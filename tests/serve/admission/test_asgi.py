@@ -80,7 +80,7 @@ async def test_no_more_run_at_once_than_there_are_workers_and_all_are_answered(
 
 
 @asynchronous
-async def test_a_refusal_says_when_to_come_again_and_what_it_would_have_taken():
+async def test_a_rejection_says_when_to_come_again_and_what_it_would_have_taken():
     service = Service("late-edf", slo_header="X-Slo-Ms")
     async with service.open() as client:
         held = asyncio.create_task(client.get("/wait"))

@@ -78,7 +78,7 @@ async def test_who_is_cancelled_gives_up_a_place_and_a_worker(policy):
 
 
 @asynchronous
-async def test_who_cannot_be_on_time_is_refused_with_what_it_would_take(tmp_path):
+async def test_who_cannot_be_on_time_is_rejected_with_what_it_would_take(tmp_path):
     desk = Desk("late-edf", slo_s=0.5, log=tmp_path / "log.jsonl")
     desk.ask("a")
     b, c = desk.ask("b", "c", slo_s=0.05)

@@ -77,6 +77,6 @@ def test_nothing_is_foretold_that_is_no_time():
 
 
 @pytest.mark.parametrize("options", [{"first_s": 0.0}, {"first_s": 1.0, "window": 0}])
-def test_an_estimator_that_cannot_be_is_refused(options):
+def test_an_estimator_that_cannot_be_is_rejected(options):
     with pytest.raises(InvalidInput, match=r"first_s|window"):
         OnlineEstimator(0, **options)

@@ -149,7 +149,7 @@ def log_of(path, *events, **options):
     return path
 
 
-def test_whoever_runs_when_its_client_goes_takes_as_long_elsewhere(tmp_path):
+def test_request_of_a_gone_client_takes_as_long_elsewhere(tmp_path):
     counts = what_if(
         log_of(
             tmp_path / "a.jsonl",
@@ -236,7 +236,7 @@ TELLS_NOTHING = [
 
 
 @pytest.mark.parametrize(("write", "read", "words"), TELLS_NOTHING)
-def test_a_log_or_a_policy_that_tells_nothing_is_refused(write, read, words, tmp_path):
+def test_unusable_log_or_policy_is_rejected(write, read, words, tmp_path):
     write(tmp_path / "decisions.jsonl")
     with pytest.raises(InvalidInput, match=words):
         read(tmp_path / "decisions.jsonl")

@@ -301,7 +301,7 @@ def test_a_rule_that_fails_is_named_and_others_are_served_in_turn(rule, says, ca
         (lambda live: live.leave(9, 2.0), "is not here"),
     ],
 )
-def test_what_cannot_have_happened_is_refused_and_changes_nothing(wrong, says):
+def test_what_cannot_have_happened_is_rejected_and_changes_nothing(wrong, says):
     live = LiveSequencer("fifo", workers=1, slo_s=1.0)
     live.arrive(0, 1.0)
     live.arrive(1, 1.0)
@@ -332,7 +332,7 @@ def test_what_cannot_have_happened_is_refused_and_changes_nothing(wrong, says):
         ({"most_waiting": 0}, "most_waiting"),
     ],
 )
-def test_a_sequencer_that_cannot_be_is_refused(options, says):
+def test_a_sequencer_that_cannot_be_is_rejected(options, says):
     given = {"name": "fifo", "workers": 2, "slo_s": 1.0} | options
     with pytest.raises(InvalidInput, match=says):
         LiveSequencer(**given)
