@@ -144,11 +144,11 @@ class LiveSequencer:
         >>> from thesis_serve import LiveSequencer
         >>> live = LiveSequencer("bid-price", workers=1, slo_s=0.2)
         >>> live.arrive(0, 0.00)
-        Decided(started=[0], rejected=[])
+        Decided(started=[0], refused=[])
         >>> live.arrive(1, 0.01)
-        Decided(started=[], rejected=[])
+        Decided(started=[], refused=[])
         >>> live.end(0, 0.05)
-        Decided(started=[1], rejected=[])
+        Decided(started=[1], refused=[])
     """
 
     def __init__(
