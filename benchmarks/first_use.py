@@ -49,7 +49,7 @@ def seconds(command: str, cache: str) -> Point:
 
 
 @benchmark
-def measure(out: Path, rounds: int = 3) -> None:
+def main(out: Path, rounds: int = 3) -> None:
     record, runs = Record(out), {}
     for number, command in turns(COMMANDS, rounds):
         tell(f"round {number + 1} of {rounds}: {command}")
