@@ -1,6 +1,7 @@
 """The command as a shell sees it: one sentence and a status for every refusal."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -288,6 +289,8 @@ def test_help_lists_every_command():
     done = thesis("--help")
     assert done.returncode == 0
     assert all(command in done.stdout for command in ("run", "book", "outputs"))
+    groups = re.findall(r" (Book|Database|Model) ", done.stdout)
+    assert groups == ["Book", "Database", "Model"]
 
 
 def test_where_nothing_is_admitted_its_latency_is_null():
