@@ -250,7 +250,7 @@ def agreements(
     type_slo_s: F64,
     worthless_s: float,
 ) -> Drawing:
-    """Plot the value of an answer against its latency, for four kinds of agreement.
+    """Plot the cost of an answer against its latency, for four kinds of agreement.
 
     `latency_s` (n,) are answers whose tails the panel of classes shows; `type_slo_s`
     (k,) belong to the types of the trace.

@@ -162,7 +162,7 @@ def measurement(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def disturbances() -> tuple[str, ...]:
-    """Return and clear the disturbances of this process's measurements.
+    """Return the disturbances of this process's measurements since the last query.
 
     They stay until the next measurement begins, so that all that is published of one
     hears the same.

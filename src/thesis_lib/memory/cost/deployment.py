@@ -107,7 +107,7 @@ def predict(
     count: int = 1,
     link_bytes_per_s: float | None = None,
 ) -> Configuration:
-    """Return the plan of `spec` on `count` cards, each step at its bound.
+    """Return the configuration of `spec` on `count` cards, each step at its bound.
 
     Several cards share the weights and the work without loss: a bound as well. Products
     read weights in 16 bits, in whatever format they came. The link is `assumed_link`
